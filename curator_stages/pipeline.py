@@ -1,0 +1,211 @@
+"""The whole road from a folder of videos to a curated set."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from nemo_curator.pipeline import Pipeline
+from nemo_curator.stages.base import CompositeStage, ProcessingStage
+from nemo_curator.stages.resources import Resources
+from nemo_curator.tasks import EmptyTask
+
+from curator_stages.captioners import make_captioner
+from curator_stages.config import CurationConfig, load_config
+from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
+from curator_stages.stages.caption import CaptionStage
+from curator_stages.stages.embed import EmbedStage
+from curator_stages.stages.motion import MotionFilterStage
+from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
+from curator_stages.stages.report import ReportStage
+from curator_stages.stages.save_span import SaveSpanStage
+from curator_stages.stages.semantic_dedup import SemanticDedupStage
+from curator_stages.stages.shot_split import ShotSplitStage
+from curator_stages.stages.transcode import TranscodeStage
+from curator_stages.stages.write import WriteStage
+from curator_stages.summary import CurationSummary
+from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan
+from curator_stages.work import WorkFolder
+from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.files import read_json
+
+__all__ = ["EXECUTORS", "CurateClips", "CurationConfig", "CurationSummary", "clips_pipeline", "curate", "load_config"]
+
+
+@dataclass
+class CurateClips(CompositeStage[EmptyTask, SpanTask]):
+    """All that is done to one video at a time: read, split, transcode, filter, caption, embed, save."""
+
+    input_dir: str
+    output_dir: str
+    config: CurationConfig
+    name: str = "curate_clips"
+    resources: Resources = field(default_factory=Resources)
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Lets `with_` work, as `CompositeStage` asks for."""
+        super().__init__()
+
+    def decompose(self) -> list[ProcessingStage]:
+        """Returns the stages in their order."""
+        stages: list[ProcessingStage] = [
+            VideoReaderStage(input_dir=self.input_dir, output_dir=self.output_dir, config=self.config),
+            ShotSplitStage(config=self.config),
+            TranscodeStage(config=self.config),
+            MotionFilterStage(config=self.config),
+            CaptionStage(config=self.config),
+            EmbedStage(config=self.config),
+            SaveSpanStage(output_dir=self.output_dir),
+        ]
+        return [stage.with_(resources=self._resources_of(stage, len(stages))) for stage in stages]
+
+    def _resources_of(self, stage: ProcessingStage, num_stages: int) -> Resources:
+        """Lets all stages be resident at once on a small machine, where each would else wait for a whole core."""
+        share = min(1.0, 0.7 * (os.cpu_count() or 1) / num_stages)
+        uses_gpu = self.config.device != "cpu" and isinstance(stage, EmbedStage | ShotSplitStage)
+        return Resources(cpus=round(share, 2), gpus=0.25 if uses_gpu else 0.0)
+
+
+def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> Pipeline:
+    """Builds the NeMo-Curator pipeline for the part that runs video by video, on any executor."""
+    stage = CurateClips(input_dir=input_dir, output_dir=output_dir, config=config)
+    return Pipeline(name="clips", description="From videos to embedded clips", stages=[stage])
+
+
+def curate(
+    input_dir: str | Path,
+    output_dir: str | Path,
+    config: CurationConfig,
+    executor: str = "in_process",
+    *,
+    progress: bool = True,
+) -> CurationSummary:
+    """Turns a folder of videos into webdataset shards, a manifest and a report.
+
+    May be killed at any moment and called again: spans of videos that are done are not done again, and the result is
+    the same as without interruption. When nothing has changed, nothing is done.
+
+    Args:
+        input_dir: Folder with videos, searched recursively; `<stem>.json` beside a video is its `RawVideo` sidecar.
+        output_dir: Where the set goes; `.work` inside it holds what makes a run resumable.
+        config: Settings.
+        executor: `in_process`, `ray_data` or `xenna`.
+        progress: Show a progress bar and one line at the end, on stderr.
+
+    Returns:
+        Counts, paths and seconds per stage.
+
+    Raises:
+        UserError: No video, unknown executor, unavailable captioner, full disk, unwritable folder.
+    """
+    if executor not in EXECUTORS:
+        raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
+    make_captioner(config.captioner)
+    started = time.perf_counter()
+    spans = plan_spans(input_dir, output_dir, config)
+    if config.captioner == "simulator":
+        check_captions(spans)
+    reading_s = time.perf_counter() - started
+    output = Path(output_dir).resolve()
+    work = WorkFolder(output / ".work")
+    run_key = _run_key(spans, config)
+    with work.locked(), _quiet_curator():
+        if work.is_finished(run_key) and (previous := _standing_result(output)):
+            _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
+            return replace(previous, unchanged=True)
+        work.mark_unfinished()
+        work.prune({span.key for span in spans})
+        if not all(work.has(span.key) for span in spans):
+            _run_clips(str(Path(input_dir).resolve()), str(output), config, executor, progress)
+            _check_done(spans, work)
+        _run_set(spans, work, str(output), config, reading_s)
+        work.mark_finished(run_key)
+    summary = CurationSummary.from_dict(read_json(output / "report.json"))
+    _say(f"{output}: {summary.num_kept} clips kept of {summary.num_clips}; see {summary.report_html}", progress)
+    return summary
+
+
+def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor: str, progress: bool) -> None:
+    try:
+        clips_pipeline(input_dir, output_dir, config).run(make_executor(executor, progress=progress))
+    except Exception as error:
+        # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
+        if (cause := _user_error_in(error)) is not None and cause is not error:
+            raise cause from error
+        raise
+
+
+def _check_done(spans: list[VideoSpan], work: WorkFolder) -> None:
+    """Makes sure that no worker of a distributed executor died unseen, or was given a share of the videos only."""
+    missing = sorted({span.source_video for span in spans if not work.has(span.key)})
+    if missing:
+        raise UserError(
+            f"{len(missing)} videos are not done ({', '.join(missing[:3])}): they changed or a worker was lost on the "
+            "way. Run again; what is done is kept."
+        )
+
+
+def _run_set(
+    spans: list[VideoSpan], work: WorkFolder, output_dir: str, config: CurationConfig, reading_s: float
+) -> None:
+    """Runs what needs all clips at once: a single task, hence in this process under every executor."""
+    clips, seconds = [], Counter({"read": reading_s})
+    for span in spans:
+        stored, taken = work.read(span.key)
+        clips += stored
+        seconds.update(taken)
+    stages = [
+        SemanticDedupStage(config=config),
+        WriteStage(output_dir=output_dir, config=config),
+        ReportStage(output_dir=output_dir, seconds=dict(seconds)),
+    ]
+    pipeline = Pipeline(name="set", description="From embedded clips to shards", stages=stages)
+    pipeline.run(InProcessExecutor(), initial_tasks=[ClipSetTask(dataset_name="clips", data=clips)])
+
+
+def _run_key(spans: list[VideoSpan], config: CurationConfig) -> str:
+    parts = [sorted(span.key for span in spans), config.set_fingerprint()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _standing_result(output: Path) -> CurationSummary | None:
+    """Returns the summary of a finished run if all that it wrote is still there."""
+    if not (output / "report.json").is_file():
+        return None
+    summary = CurationSummary.from_dict(read_json(output / "report.json"))
+    files = (summary.manifest, summary.report_html, *summary.shards)
+    return summary if all((output / name).is_file() for name in files) else None
+
+
+def _user_error_in(error: BaseException | None) -> UserError | None:
+    while error is not None:
+        if type(error) is UserError:
+            return error
+        error = error.__cause__ or getattr(error, "cause", None)
+    return None
+
+
+def _say(line: str, progress: bool) -> None:
+    if progress:
+        print(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _quiet_curator() -> Iterator[None]:
+    """Keeps NeMo-Curator's log of every stage off the terminal, where the progress bar is."""
+    from loguru import logger
+
+    logger.disable("nemo_curator")
+    try:
+        yield
+    finally:
+        logger.enable("nemo_curator")

@@ -1,0 +1,1 @@
+"""NeMo-Curator stages, one per file, in the order of the pipeline."""

@@ -1,0 +1,121 @@
+"""Shot split: decodes a span once, finds the cuts and makes clips of the windows between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from nemo_curator.backends.base import WorkerMetadata
+from nemo_curator.stages.base import ProcessingStage
+from nemo_curator.stages.resources import Resources
+
+from curator_stages.config import CurationConfig
+from curator_stages.decode import DecodedSpan, decode_span
+from curator_stages.shots import make_detector, windows
+from curator_stages.tasks import Clip, ClipsTask, SpanTask, VideoSpan, clip_id_of, empty_clip
+from nemo_cosmos.contracts import ClipRecord
+
+
+@dataclass
+class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
+    """Turns a span into clips at the stored size; what is too short or damaged becomes a rejected row."""
+
+    config: CurationConfig
+    name: str = "shot_split"
+    resources: Resources = field(default_factory=Resources)
+    batch_size: int = 1
+
+    def inputs(self) -> tuple[list[str], list[str]]:
+        """Spans."""
+        return ["data"], []
+
+    def outputs(self) -> tuple[list[str], list[str]]:
+        """Clips with their span."""
+        return ["data", "span"], []
+
+    def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
+        """Makes the shot detector."""
+        self._detector = make_detector(self.config)
+
+    def process(self, task: SpanTask) -> ClipsTask:
+        """Splits one span."""
+        span = task.data
+        clips = [empty_clip(span, "read", span.error)] if span.error else self._split(span)
+        return ClipsTask(
+            dataset_name=task.dataset_name,
+            data=clips,
+            span=span,
+            _stage_perf=task._stage_perf,
+            _metadata=task._metadata,
+        )
+
+    def _split(self, span: VideoSpan) -> list[Clip]:
+        size = (self.config.height, self.config.width)
+        decoded = decode_span(
+            span.path, start_frame=span.start_frame, end_frame=span.end_frame, fps=span.video.fps, size=size
+        )
+        if reason := _unusable(span, decoded):
+            return [empty_clip(span, self.name, reason)]
+        clips = self._clips(span, decoded)
+        if decoded.error:
+            after = span.start_frame + len(decoded.frames)
+            clips.append(empty_clip(span, self.name, decoded.error, start_frame=after))
+        return clips
+
+    def _clips(self, span: VideoSpan, decoded: DecodedSpan) -> list[Clip]:
+        frames, fps, config = decoded.frames, span.video.fps, self.config
+        cuts = [] if span.simulated else self._detector.cuts(frames, fps)
+        length, least = max(2, round(config.max_s * fps)), max(2, round(config.min_s * fps))
+        stride = max(1, round((config.stride_s or config.max_s) * fps))
+        clips, taken = [], 0
+        for start, end in windows(len(frames), cuts, length=length, stride=stride):
+            if taken == span.max_clips:
+                break
+            clip = self._clip(span, decoded, start, end)
+            if end - start < least:
+                clip.reject(self.name, f"{(end - start) / fps:.2f} s long, shorter than {config.min_s:g} s")
+            else:
+                taken += 1
+            clips.append(clip)
+        return clips
+
+    def _clip(self, span: VideoSpan, decoded: DecodedSpan, start: int, end: int) -> Clip:
+        first = span.start_frame + start
+        record = ClipRecord(
+            clip_id=clip_id_of(span.source_video, first, first + end - start),
+            source_video=span.source_video,
+            source=span.video.source,
+            rollout=span.video.rollout,
+            split=span.video.split,
+            start_frame=first,
+            num_frames=end - start,
+            fps=span.video.fps,
+            height=self.config.height,
+            width=self.config.width,
+            scores={"source_height": float(decoded.source_height), "source_width": float(decoded.source_width)},
+        )
+        return Clip(
+            record=record,
+            frames=np.stack(decoded.frames[start:end]),
+            thumbnail=_jpeg(decoded.frames[(start + end) // 2]),
+        )
+
+
+def _unusable(span: VideoSpan, decoded: DecodedSpan) -> str | None:
+    """Says why no clip can be made of a span, or None."""
+    count = len(decoded.frames)
+    if count == 0:
+        return decoded.error or "no frame could be decoded"
+    if span.start_frame == 0 and count == 1 and span.end_frame is None:
+        return decoded.error or "holds a single frame"
+    promised = span.video.num_frames
+    if span.simulated and span.end_frame is None and span.start_frame + count != promised:
+        return decoded.error or f"its sidecar tells of {promised} frames, the file holds {span.start_frame + count}"
+    return None
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    import cv2
+
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return data.tobytes()

@@ -1,0 +1,63 @@
+"""The figures of a finished run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from nemo_cosmos.contracts import ClipRecord, Record
+
+STAGE_ORDER = (
+    "read",
+    "shot_split",
+    "transcode",
+    "motion_filter",
+    "caption",
+    "embed",
+    "semantic_dedup",
+    "write",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurationSummary(Record):
+    """What `curate` gives back, and `report.json`. Paths are relative to the output folder."""
+
+    output_dir: str
+    manifest: str
+    report_html: str
+    report_json: str
+    shards: tuple[str, ...]
+    num_videos: int
+    num_clips: int
+    """All rows of the manifest, rejected ones included."""
+    num_kept: int
+    kept_seconds: float
+    """Length of all kept clips together."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Number of clips by the stage that rejected them."""
+    kept_by_source: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Working time by stage, over all runs that took part."""
+    unchanged: bool = False
+    """Whether this call found everything done already."""
+
+
+def summarise(output_dir: str, records: Sequence[ClipRecord], seconds: dict[str, float]) -> CurationSummary:
+    """Counts records."""
+    kept = [r for r in records if r.rejected_by is None]
+    return CurationSummary(
+        output_dir=output_dir,
+        manifest="manifest.parquet",
+        report_html="report.html",
+        report_json="report.json",
+        shards=tuple(sorted({r.shard for r in kept if r.shard})),
+        num_videos=len({r.source_video for r in records}),
+        num_clips=len(records),
+        num_kept=len(kept),
+        kept_seconds=round(sum(r.num_frames / r.fps for r in kept), 3),
+        rejected=dict(sorted(Counter(r.rejected_by for r in records if r.rejected_by).items())),
+        kept_by_source=dict(sorted(Counter(r.source for r in kept).items())),
+        seconds={name: round(seconds[name], 3) for name in STAGE_ORDER if name in seconds},
+    )

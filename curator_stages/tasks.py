@@ -1,0 +1,149 @@
+"""What travels between stages: NeMo-Curator tasks that hold spans of videos and clips."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from nemo_curator.tasks import Task
+
+from nemo_cosmos.contracts import ClipRecord, RawVideo
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSpan:
+    """A piece of a source video that one task decodes; short videos are one span."""
+
+    path: str
+    """Absolute path of the video."""
+    source_video: str
+    """Path relative to the input folder, with forward slashes."""
+    key: str
+    """Hash of the file's state, its sidecar, the span and the settings: names the cached result."""
+    video: RawVideo
+    """The sidecar, or a stand-in made from the path."""
+    simulated: bool
+    """Whether the sidecar tells what the simulator did; such a video is one shot."""
+    start_frame: int = 0
+    end_frame: int | None = None
+    """One past the last frame; None reads to the end of the file."""
+    max_clips: int | None = None
+    """Most clips to take from this span."""
+    error: str | None = None
+    """Why the video cannot be used, found before decoding."""
+
+
+@dataclass(kw_only=True)
+class Clip:
+    """A clip on its way through the stages; arrays are dropped as soon as no later stage needs them."""
+
+    record: ClipRecord
+    frames: np.ndarray | None = None
+    """uint8 RGB [T, H, W, 3] at the stored size."""
+    mp4: bytes | None = None
+    thumbnail: bytes | None = None
+    """JPEG of the middle frame."""
+    embedding: np.ndarray | None = None
+    """float32 [D], L2 norm 1."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether no stage has rejected the clip."""
+        return self.record.rejected_by is None
+
+    def reject(self, stage: str, reason: str) -> None:
+        """Marks the clip as rejected; it still becomes a row of the manifest."""
+        self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)
+        self.frames = self.mp4 = self.embedding = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredClip:
+    """A clip whose files stand in the work folder."""
+
+    record: ClipRecord
+    folder: str
+    """Holds `<clip_id>.mp4` (kept clips), `<clip_id>.jpg` and `<clip_id>.npy` (the embedding)."""
+
+    def file(self, suffix: str) -> Path:
+        """Returns the path of the clip's file with this suffix, e.g. `.mp4`."""
+        return Path(self.folder) / f"{self.record.clip_id}{suffix}"
+
+
+@dataclass
+class SpanTask(Task[VideoSpan]):
+    """One span of one video."""
+
+    @property
+    def num_items(self) -> int:
+        """One span."""
+        return 1
+
+    def validate(self) -> bool:
+        """Says whether the data are of the right type."""
+        return isinstance(self.data, VideoSpan)
+
+    def get_deterministic_id(self) -> str:
+        """Returns the span's key, which stays the same from run to run."""
+        return self.data.key
+
+
+@dataclass
+class ClipsTask(Task[list[Clip]]):
+    """The clips of one span."""
+
+    span: VideoSpan | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Number of clips."""
+        return len(self.data)
+
+    def validate(self) -> bool:
+        """Says whether the span is there."""
+        return self.span is not None
+
+    def kept(self) -> list[Clip]:
+        """Returns the clips that no stage has rejected so far."""
+        return [clip for clip in self.data if clip.kept]
+
+
+@dataclass
+class ClipSetTask(Task[list[StoredClip]]):
+    """All clips of a run."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of clips."""
+        return len(self.data)
+
+    def validate(self) -> bool:
+        """Says whether there is any clip."""
+        return bool(self.data)
+
+
+def clip_id_of(source_video: str, start_frame: int, end_frame: int) -> str:
+    """Returns the stable name of a clip: 16 hex digits of a hash of its file's relative path, start and end."""
+    return hashlib.sha256(f"{source_video}\0{start_frame}\0{end_frame}".encode()).hexdigest()[:16]
+
+
+def empty_clip(span: VideoSpan, stage: str, reason: str, *, start_frame: int | None = None) -> Clip:
+    """Makes the rejected row of a span, or of the rest of a span, that gave no frames."""
+    start = span.start_frame if start_frame is None else start_frame
+    record = ClipRecord(
+        clip_id=clip_id_of(span.source_video, start, start),
+        source_video=span.source_video,
+        source=span.video.source,
+        rollout=span.video.rollout,
+        split=span.video.split,
+        start_frame=start,
+        num_frames=0,
+        fps=span.video.fps,
+        height=0,
+        width=0,
+        rejected_by=stage,
+        rejected_reason=reason,
+    )
+    return Clip(record=record)

@@ -1,0 +1,203 @@
+"""Submits the whole road to a Slurm cluster: every step is a recipe, every job waits for the ones it needs.
+
+    python examples/slurm/road.py --size tiny --parts 8 --dryrun     # prints the sbatch scripts
+    python examples/slurm/road.py --size 7b --parts 64 --nodes 8     # submits them
+
+The cluster's account, partitions, image and mounts stand in the file of `NEMO_COSMOS_EXECUTORS` (conf/executors.yaml).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import fiddle
+import nemo_run as run
+
+from nemo_cosmos.errors import UserError, user_error
+from recipes import executors, registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What differs between a trial and the real thing."""
+
+    pretrain: str
+    finetune: str
+    tokenizer: str
+    text_encoder: str
+    num_frames: int
+    height: int
+    width: int
+    is_multi_node: bool
+    """Whether its training recipes take `num_nodes`."""
+
+
+SIZES = {
+    "tiny": Size(
+        pretrain="diffusion_tiny_pretrain",
+        finetune="diffusion_tiny_action_finetune",
+        tokenizer="tokenizer_tiny",
+        text_encoder="minilm-l6",
+        num_frames=17,
+        height=128,
+        width=128,
+        is_multi_node=False,
+    ),
+    "7b": Size(
+        pretrain="diffusion_7b_pretrain",
+        finetune="diffusion_7b_action_finetune",
+        tokenizer="checkpoints/Cosmos-Tokenize1-CV8x8x8-720p",
+        text_encoder="t5-11b",
+        num_frames=57,
+        height=512,
+        width=640,
+        is_multi_node=True,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A recipe, where it runs, and what it waits for."""
+
+    name: str
+    recipe: run.Partial
+    executor: run.Config
+    after: tuple[str, ...] = ()
+
+
+def road(size: Size, *, videos: str | None, runs: PurePosixPath, parts: int, nodes: int) -> list[Job]:
+    """Returns the jobs in an order in which each comes after those that it waits for.
+
+    Args:
+        size: Which models, and the video size they take.
+        videos: Folder of raw videos; None collects the packaged clips and simulator rollouts first.
+        runs: Where everything is written, as the containers see it.
+        parts: Tasks of the array jobs.
+        nodes: Of the trainings.
+
+    Raises:
+        UserError: This size trains on one node only.
+    """
+    if nodes > 1 and not size.is_multi_node:
+        raise user_error("--nodes", nodes, "1 for this size", "Leave it out, or choose a larger size.")
+    raw, curated, latents = videos or str(runs / "raw"), str(runs / "curated"), str(runs / "latents")
+    jobs = []
+    if videos is None:
+        jobs.append(
+            Job(name="collect", recipe=registry.find("collect")(output_dir=raw), executor=executors.slurm_cpu())
+        )
+    jobs += [
+        Job(
+            name="curate_parts",
+            recipe=registry.find("curate_part")(input_dir=raw, output_dir=curated),
+            executor=_array(executors.slurm_cpu(), parts),
+            after=tuple(job.name for job in jobs),
+        ),
+        Job(
+            name="curate",
+            recipe=registry.find("curate")(input_dir=raw, output_dir=curated),
+            executor=executors.slurm_cpu(),
+            after=("curate_parts",),
+        ),
+        Job(name="tokenize", recipe=_tokenize(size, curated, latents), executor=_one_gpu(parts), after=("curate",)),
+    ]
+    return jobs + _trainings(size, runs, curated, latents, nodes)
+
+
+def _trainings(size: Size, runs: PurePosixPath, curated: str, latents: str, nodes: int) -> list[Job]:
+    scale = {"num_nodes": nodes} if size.is_multi_node else {}
+    pretrain = registry.find(size.pretrain)(latents=latents, directory=str(runs / "pretrain"), **scale)
+    # Post-training adds action layers only, so the base already has the channel that tells given frames.
+    pretrain.model.config.concat_condition_mask = True
+    base = _last_checkpoint(pretrain)
+    finetune = registry.find(size.finetune)(latents=latents, base=base, directory=str(runs / "finetune"), **scale)
+    evaluate = registry.find("evaluate")(curated=curated, output=str(runs / "evaluation"))
+    evaluate.checkpoint, evaluate.unconditional = _last_checkpoint(finetune), base
+    evaluate.tokenizer = size.tokenizer
+    evaluate.sampling.num_frames, evaluate.sampling.height, evaluate.sampling.width = (
+        size.num_frames,
+        size.height,
+        size.width,
+    )
+    return [
+        Job(name="pretrain", recipe=pretrain, executor=_gpus(pretrain), after=("tokenize",)),
+        Job(name="finetune", recipe=finetune, executor=_gpus(finetune), after=("pretrain",)),
+        Job(name="evaluate", recipe=evaluate, executor=_one_gpu(), after=("finetune",)),
+    ]
+
+
+def _tokenize(size: Size, curated: str, latents: str) -> run.Partial:
+    recipe = registry.find("tokenize_part")(
+        curated=curated, output=latents, tokenizer=size.tokenizer, text_encoder=size.text_encoder
+    )
+    recipe.config.num_frames, recipe.config.height, recipe.config.width = size.num_frames, size.height, size.width
+    return recipe
+
+
+def _last_checkpoint(training: run.Partial) -> str:
+    """The name that the run's last checkpoint will have."""
+    return f"{training.log.directory}/checkpoints/step={training.trainer.max_steps:07d}"
+
+
+def _gpus(training: run.Partial) -> run.Config:
+    """As many GPUs as the recipe's trainer counts on."""
+    executor = executors.slurm()
+    trainer = fiddle.ordered_arguments(training.trainer, include_defaults=True)
+    executor.nodes, executor.ntasks_per_node = trainer["num_nodes"], trainer["devices"]
+    executor.gpus_per_node = trainer["devices"]
+    return executor
+
+
+def _one_gpu(parts: int = 1) -> run.Config:
+    executor = executors.slurm()
+    executor.nodes = executor.ntasks_per_node = executor.gpus_per_node = 1
+    executor.exclusive = None
+    return _array(executor, parts) if parts > 1 else executor
+
+
+def _array(executor: run.Config, parts: int) -> run.Config:
+    executor.array = f"0-{parts - 1}"
+    return executor
+
+
+def submit(jobs: list[Job], *, dryrun: bool) -> None:
+    """Hands the jobs to Slurm, or prints their scripts."""
+    with run.Experiment("nemo-cosmos-road") as experiment:
+        ids: dict[str, str] = {}
+        for job in jobs:
+            ids[job.name] = experiment.add(
+                job.recipe,
+                executor=fiddle.build(job.executor),
+                name=job.name,
+                dependencies=[ids[name] for name in job.after],
+            )
+        if dryrun:
+            experiment.dryrun()
+        else:
+            experiment.run(detach=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line and submits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="tiny", help="which models (default: tiny)")
+    parser.add_argument("--videos", help="folder of raw videos; without it they are collected")
+    parser.add_argument(
+        "--runs", type=PurePosixPath, default=PurePosixPath("/opt/nemo_cosmos/runs"), help="output folder"
+    )
+    parser.add_argument("--parts", type=int, default=8, help="tasks of the array jobs")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of the trainings")
+    parser.add_argument("--dryrun", action="store_true", help="print the sbatch scripts instead of submitting")
+    given = parser.parse_args(arguments)
+    try:
+        jobs = road(SIZES[given.size], videos=given.videos, runs=given.runs, parts=given.parts, nodes=given.nodes)
+        submit(jobs, dryrun=given.dryrun)
+    except UserError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

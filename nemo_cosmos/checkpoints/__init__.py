@@ -1,0 +1,1 @@
+"""Finding out what a checkpoint is, loading it for inference, and converting between formats."""

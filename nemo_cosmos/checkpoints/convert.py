@@ -1,0 +1,195 @@
+"""One entry point for all conversions; values are moved and never computed with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from nemo_cosmos import __version__
+from nemo_cosmos.checkpoints import nemo_format
+from nemo_cosmos.checkpoints.detect import Format, detect
+from nemo_cosmos.checkpoints.embedded import embedded_path
+from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.diffusion import state_dict as dit_names
+from nemo_cosmos.diffusion.architecture import architecture_of, config_from
+from nemo_cosmos.diffusion.config import PRESETS as DIT_PRESETS
+from nemo_cosmos.errors import user_error
+from nemo_cosmos.files import read_json, write_json, written_aside
+from nemo_cosmos.tokenizer import conversion
+from nemo_cosmos.tokenizer import state_dict as tokenizer_names
+from nemo_cosmos.tokenizer.config import PRESETS as TOKENIZER_PRESETS
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
+
+Target = Literal["nemo", "diffusers", "reference", "safetensors"]
+Kind = Literal["tokenizer", "diffusion"]
+
+_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeModel:
+    """A model between two formats: whole weights under our names, and its card."""
+
+    kind: Kind
+    weights: dict[str, torch.Tensor]
+    card: CheckpointCard
+
+
+def convert(source: str | Path, target: str | Path, *, to: Target, preset: str | None = None) -> dict[str, Any]:
+    """Converts a tokenizer or a diffusion WFM.
+
+    Args:
+        source: NeMo checkpoint, diffusers folder, tokenizer folder, `.safetensors` with a card beside it, reference
+            `.pt` or `.safetensors`, or the name of embedded weights.
+        target: A folder for `nemo` and `diffusers`, a file for `reference` (.pt, .safetensors) and `safetensors`
+            (whole weights under our names with a card beside them, as embedded ones; in the source's dtype).
+        to: The format to write.
+        preset: The architecture of reference weights, which do not tell it: a name such as `diffusion_7b` or
+            `CV8x8x8-720p`.
+
+    Returns:
+        What was converted: kind, number of weights and of parameters, and what the target cannot hold.
+
+    Raises:
+        UserError: The source is unknown or damaged, or the target cannot hold the model.
+    """
+    if to not in get_args(Target):
+        raise user_error("--to", to, f"one of {get_args(Target)}", "Choose one of them.")
+    model = _read(source, preset)
+    target, dropped = Path(target), []
+    if to == "nemo":
+        nemo_format.save(model.kind, model.weights, model.card, target)
+    elif to == "safetensors":
+        with written_aside(target) as aside:
+            write_tensors(aside, model.weights)
+        write_json(target.with_suffix(".json"), model.card.to_dict())
+    elif to == "diffusers":
+        dropped = _write_diffusers(model, target)
+    else:
+        _write_reference(model, target)
+    return {
+        "kind": model.kind,
+        "weights": len(model.weights),
+        "parameters": sum(tensor.numel() for tensor in model.weights.values()),
+        "dropped": dropped,
+        "target": str(target),
+    }
+
+
+def _read(source: str | Path, preset: str | None) -> WholeModel:
+    place = Path(source) if Path(source).exists() else embedded_path(str(source))
+    found = detect(place)
+    if found is Format.NEMO:
+        card = CheckpointCard.from_dict(read_json(place / "card.json"))
+        return WholeModel(kind=kind_of(card), weights=nemo_format.read(place), card=card)
+    if found is Format.DIFFUSERS:
+        return _read_diffusers(place)
+    if found is Format.FOLDER:
+        config = TokenizerConfig.from_dict(read_json(place / "config.json"))
+        return _tokenizer(read_tensors(place / "model.safetensors"), config, place)
+    card_path = place.with_suffix(".json")
+    if preset is None and place.suffix == ".safetensors" and card_path.exists():
+        card = CheckpointCard.from_dict(read_json(card_path))
+        return WholeModel(kind=kind_of(card), weights=read_tensors(place), card=card)
+    return _read_reference(place, preset)
+
+
+def kind_of(card: CheckpointCard) -> Kind:
+    """Whether a card speaks of a tokenizer or of a diffusion WFM."""
+    return "tokenizer" if "patch_method" in card.config else "diffusion"
+
+
+def _read_diffusers(folder: Path) -> WholeModel:
+    values, weights = read_json(folder / "config.json"), _diffusers_weights(folder)
+    if values.get("_class_name") == conversion.DIFFUSERS_CLASS:
+        config = conversion.config_of_diffusers(values)
+        return _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
+    config = dit_names.config_from_diffusers(values)
+    return _dit(dit_names.from_diffusers(weights, config), architecture_of(config), folder)
+
+
+def _diffusers_weights(folder: Path) -> dict[str, torch.Tensor]:
+    index = folder / f"{_DIFFUSERS_WEIGHTS}.index.json"
+    files = set(read_json(index)["weight_map"].values()) if index.exists() else {_DIFFUSERS_WEIGHTS}
+    weights: dict[str, torch.Tensor] = {}
+    for name in sorted(files):
+        weights |= read_tensors(folder / name)
+    return weights
+
+
+def _read_reference(path: Path, preset: str | None) -> WholeModel:
+    if preset is None or preset not in TOKENIZER_PRESETS | DIT_PRESETS:
+        known = sorted(TOKENIZER_PRESETS | DIT_PRESETS)
+        raise user_error("--preset", preset, f"one of {known}", "Reference weights do not tell their architecture.")
+    weights = _reference_weights(path)
+    if preset in TOKENIZER_PRESETS:
+        config = TOKENIZER_PRESETS[preset]
+        return _tokenizer(tokenizer_names.from_reference_names(weights, config), config, path)
+    with_mask = any(name.endswith("x_embedder.proj.1.weight") and w.shape[1] == 72 for name, w in weights.items())
+    dit_config = DIT_PRESETS[preset](concat_condition_mask=with_mask)
+    return _dit(dit_names.from_reference(weights, dit_config), architecture_of(dit_config), path)
+
+
+def _reference_weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    return conversion.read_pt(path)
+
+
+def _tokenizer(weights: dict[str, torch.Tensor], config: TokenizerConfig, source: Path) -> WholeModel:
+    return WholeModel(kind="tokenizer", weights=weights, card=_card("tokenizer", config.to_dict(), source))
+
+
+def _dit(weights: dict[str, torch.Tensor], architecture: dict[str, Any], source: Path) -> WholeModel:
+    return WholeModel(kind="diffusion", weights=weights, card=_card("diffusion", architecture, source))
+
+
+def _card(model: str, config: dict[str, Any], source: Path) -> CheckpointCard:
+    return CheckpointCard(
+        model=model,
+        config=config,
+        step=0,
+        data="not known",
+        command="nemo-cosmos convert",
+        parent=str(source),
+        versions={"nemo_cosmos": __version__},
+    )
+
+
+def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
+    if model.kind == "tokenizer":
+        tokenizer = TokenizerConfig.from_dict(model.card.config)
+        weights, values = (
+            tokenizer_names.to_diffusers_names(model.weights, tokenizer),
+            conversion.diffusers_config(tokenizer),
+        )
+        dropped = []
+    else:
+        weights, values = dit_names.to_diffusers(model.weights, config_from(model.card.config))
+        values = {"_class_name": "CosmosTransformer3DModel", **values}
+        dropped = list(dit_names.NOT_IN_DIFFUSERS)
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        write_tensors(aside / _DIFFUSERS_WEIGHTS, weights)
+        (aside / "config.json").write_text(json.dumps(values, indent=1))
+    return dropped
+
+
+def _write_reference(model: WholeModel, path: Path) -> None:
+    if path.suffix not in (".pt", ".safetensors"):
+        raise user_error("target", path.name, "a .pt or .safetensors file", "Name a file.")
+    if model.kind == "tokenizer":
+        config = TokenizerConfig.from_dict(model.card.config)
+        weights = tokenizer_names.to_reference_names(model.weights, config)
+    else:
+        weights = dit_names.to_reference(model.weights, config_from(model.card.config))
+    with written_aside(path) as aside:
+        if path.suffix == ".pt":
+            torch.save(weights, aside)
+        else:
+            write_tensors(aside, weights)

@@ -1,0 +1,42 @@
+"""Telling what lies at a path."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+
+from nemo_cosmos.errors import UserError
+
+
+class Format(enum.Enum):
+    """Formats that are read."""
+
+    NEMO = "a NeMo distributed checkpoint"
+    DIFFUSERS = "a diffusers folder"
+    FOLDER = "a tokenizer folder"
+    REFERENCE = "reference weights"
+
+
+def detect(path: str | Path) -> Format:
+    """Tells a checkpoint's format from its files.
+
+    Raises:
+        UserError: Nothing is there, or it is none of the known formats.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint. Check the path.")
+    if path.is_file() and path.suffix in (".pt", ".safetensors"):
+        return Format.REFERENCE
+    if (path / "weights" / "metadata.json").is_file():
+        return Format.NEMO
+    if (path / "diffusion_pytorch_model.safetensors").is_file() or (
+        path / "diffusion_pytorch_model.safetensors.index.json"
+    ).is_file():
+        return Format.DIFFUSERS
+    if (path / "model.safetensors").is_file():
+        return Format.FOLDER
+    raise UserError(
+        f"{path}: is none of: a NeMo checkpoint (weights/metadata.json), a diffusers folder "
+        "(diffusion_pytorch_model.safetensors), a tokenizer folder (model.safetensors), a .pt or .safetensors file."
+    )

@@ -1,0 +1,100 @@
+"""Loading models for inference from any place that holds them.
+
+A diffusion WFM must be loaded while Megatron's process groups are open; see `nemo_cosmos.parallel.startup.initialize`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nemo_cosmos.checkpoints.detect import Format, detect
+from nemo_cosmos.checkpoints.embedded import embedded_path, read_embedded
+from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.diffusion.architecture import config_from
+from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.diffusion.warm_start import load_whole_weights
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import read_json
+from nemo_cosmos.parallel.stages import stage_ends
+from nemo_cosmos.tokenizer import conversion, weights
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.training.load import load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedTokenizer:
+    """A tokenizer and what it is called."""
+
+    model: CausalVideoTokenizer
+    name: str
+
+
+def load_tokenizer(place: str | Path) -> LoadedTokenizer:
+    """Loads a tokenizer in evaluation mode, float32.
+
+    Args:
+        place: Our folder, a diffusers folder, a NeMo checkpoint, or the name of embedded weights.
+
+    Raises:
+        UserError: There is none, or its weights do not fit.
+    """
+    if not Path(place).exists():
+        path = embedded_path(str(place))
+        tensors, card = read_embedded(path)
+        config = TokenizerConfig.from_dict(card.config)
+        return LoadedTokenizer(model=weights.build(config, tensors, dtype=torch.float32), name=str(place))
+    place = Path(place)
+    found = detect(place)
+    if found is Format.DIFFUSERS:
+        return LoadedTokenizer(model=conversion.from_diffusers(place), name=place.name)
+    if found is Format.FOLDER:
+        return LoadedTokenizer(model=weights.load(place), name=place.name)
+    if found is Format.NEMO:
+        card = read_card(place)
+        model = CausalVideoTokenizer(TokenizerConfig.from_dict(card.config)).eval()
+        load_weights(model, place)
+        return LoadedTokenizer(model=model, name=card.model)
+    raise UserError(
+        f"{place}: is {found.value}, from which no tokenizer is loaded. Convert it first (nemo-cosmos convert)."
+    )
+
+
+def load_network(place: str | Path) -> tuple[CosmosDiT, CheckpointCard]:
+    """Loads a diffusion WFM's network in evaluation mode, with its card.
+
+    Args:
+        place: A NeMo checkpoint with a card, or the name of embedded weights.
+
+    Raises:
+        UserError: There is none, or a weight is missing or of another shape.
+    """
+    if not Path(place).exists():
+        path = embedded_path(str(place))
+        card = CheckpointCard.from_dict(read_json(path.with_suffix(".json")))
+        network = _network(card)
+        load_whole_weights(network, path)
+        return network, card
+    place = Path(place)
+    if detect(place) is not Format.NEMO:
+        raise UserError(f"{place}: is no NeMo checkpoint. Convert it first (nemo-cosmos convert ... --to nemo).")
+    card = read_card(place)
+    network = _network(card)
+    load_weights(network, place)
+    return network, card
+
+
+def _network(card: CheckpointCard) -> CosmosDiT:
+    return CosmosDiT(config_from(card.config), **stage_ends(None)).eval().requires_grad_(False)
+
+
+def read_card(checkpoint: Path) -> CheckpointCard:
+    """Reads `card.json` of a NeMo checkpoint.
+
+    Raises:
+        UserError: It is missing.
+    """
+    return CheckpointCard.from_dict(read_json(checkpoint / "card.json"))

@@ -1,0 +1,65 @@
+"""NeMo checkpoints from whole weights, and whole weights from NeMo checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.diffusion.architecture import config_from
+from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.files import write_json, written_aside
+from nemo_cosmos.parallel.stages import stage_ends
+from nemo_cosmos.parallel.startup import initialize
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.training.load import PREFIX, WEIGHTS, read_whole
+
+if TYPE_CHECKING:
+    from nemo_cosmos.tokenizer.step import MegatronVideoTokenizer
+
+
+def read(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Whole weights under our names, averaged ones where the checkpoint has them.
+
+    Raises:
+        UserError: There is no whole checkpoint.
+    """
+    return read_whole(checkpoint)
+
+
+def save(
+    kind: Literal["tokenizer", "diffusion"], weights: dict[str, torch.Tensor], card: CheckpointCard, folder: Path
+) -> None:
+    """Writes a Megatron distributed checkpoint in NeMo's layout, and its card.
+
+    Args:
+        kind: What the weights are.
+        weights: Whole, under our names. Weights that the source format lacks keep their first values.
+        card: Its `config` is the architecture.
+        folder: Where; an older one is replaced.
+    """
+    from megatron.core import dist_checkpointing
+
+    with initialize():
+        module = _module(kind, card)
+        missing, unknown = module.load_state_dict(weights, strict=False)
+        assert not unknown, unknown
+        with written_aside(folder) as aside:
+            (aside / WEIGHTS).mkdir(parents=True)
+            dist_checkpointing.save({"state_dict": module.sharded_state_dict(prefix=PREFIX)}, str(aside / WEIGHTS))
+            write_json(aside / "card.json", card.to_dict())
+
+
+def _module(kind: Literal["tokenizer", "diffusion"], card: CheckpointCard) -> nn.Module:
+    if kind == "diffusion":
+        return CosmosDiT(config_from(card.config), **stage_ends(None))
+    return _megatron_tokenizer(TokenizerConfig.from_dict(card.config))
+
+
+def _megatron_tokenizer(config: TokenizerConfig) -> MegatronVideoTokenizer:
+    from nemo_cosmos.tokenizer.step import TokenizerModelConfig
+
+    return TokenizerModelConfig(architecture=config).configure_model()

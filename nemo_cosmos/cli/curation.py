@@ -1,0 +1,96 @@
+"""collect, curate, tokenize: from raw video to latents."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nemo_cosmos.cli.output import Json, show
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds this file's commands."""
+    app.command()(collect)
+    app.command()(curate)
+    app.command()(tokenize)
+
+
+def collect(
+    output: Annotated[Path, typer.Argument(help="Folder to write the raw videos to.")],
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of your own videos, instead of the packaged clips.")
+    ] = None,
+    num_street: Annotated[int, typer.Option(min=0, help="Rollouts of the driven car, for training.")] = 40,
+    num_arm: Annotated[int, typer.Option(min=0, help="Rollouts of the robot arm, for training.")] = 40,
+    num_heldout: Annotated[int, typer.Option(min=0, help="Rollouts of each simulator kept for evaluation.")] = 8,
+    num_multiview: Annotated[int, typer.Option(min=0, help="Street rollouts seen by all six cameras.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the training rollouts; held-out ones do not depend on it.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Collect raw video: packaged clips or your own, and simulator rollouts with actions, cameras and captions."""
+    from nemo_cosmos.simulation.collect import CollectConfig
+    from nemo_cosmos.simulation.collect import collect as run
+
+    config = CollectConfig(
+        num_street=num_street,
+        num_arm=num_arm,
+        num_heldout_street=num_heldout,
+        num_heldout_arm=num_heldout,
+        num_multiview=num_multiview,
+        seed=seed,
+        workers=workers,
+    )
+    show(dataclasses.asdict(run(output, config, videos)), as_json=as_json)
+
+
+def curate(
+    videos: Annotated[Path, typer.Argument(help="Folder of raw videos.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write shards, manifest and report to.")],
+    config: Annotated[Path | None, typer.Option(help="YAML like conf/curation.yaml, which is the default.")] = None,
+    executor: Annotated[str, typer.Option(help="in_process, ray_data or xenna.")] = "in_process",
+    as_json: Json = False,
+) -> None:
+    """Curate: split into shots, transcode, filter, caption, embed, deduplicate, shard; with an HTML report."""
+    from curator_stages.config import load_config
+    from curator_stages.pipeline import curate as run
+    from recipes.settings import conf_file
+
+    settings = load_config(config or conf_file("curation.yaml"))
+    show(run(videos, output, settings, executor=executor).to_dict(), as_json=as_json)
+
+
+def tokenize(
+    curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the latent cache.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder, checkpoint, or name of embedded weights.")] = "tokenizer_tiny",
+    text_encoder: Annotated[str, typer.Option(help="minilm-l6 or t5-11b.")] = "minilm-l6",
+    num_frames: Annotated[int, typer.Option(help="Frames per sample, 1 + 8k.")] = 17,
+    height: Annotated[int, typer.Option(help="Pixels.")] = 128,
+    width: Annotated[int, typer.Option(help="Pixels.")] = 128,
+    window_stride: Annotated[int, typer.Option(help="Frames between two samples of a clip.")] = 8,
+    worker: Annotated[
+        int, typer.Option(help="This process's number in an array job.", envvar="SLURM_ARRAY_TASK_ID")
+    ] = 0,
+    num_workers: Annotated[int, typer.Option(help="Size of the array job.", envvar="SLURM_ARRAY_TASK_COUNT")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Write the latent cache: tokenizer output, text states and conditions of every curated clip."""
+    from nemo_cosmos.data.latent_cache import LatentCacheConfig
+    from nemo_cosmos.steps.tokenize import tokenize as run
+
+    config = LatentCacheConfig(num_frames=num_frames, height=height, width=width, window_stride=window_stride)
+    card = run(
+        curated,
+        output,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        config=config,
+        worker=worker,
+        num_workers=num_workers,
+    )
+    result = {"finished": False} if card is None else {"finished": True, **card.to_dict()}
+    show(result, as_json=as_json)

@@ -1,0 +1,164 @@
+"""train, generate, convert, evaluate, guard: work with models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nemo_cosmos.cli.output import Json, show
+
+_evaluate = typer.Typer(name="evaluate", help="Measure a tokenizer or a WFM on held-out clips.", no_args_is_help=True)
+_guard = typer.Typer(name="guard", help="Run the guardrail alone on a prompt or a video.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds this file's commands."""
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+    app.command()(generate)
+    app.command()(convert)
+    app.add_typer(_evaluate)
+    app.add_typer(_guard)
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A training recipe; see `nemo-cosmos recipes list`.")],
+) -> None:
+    """Run a training recipe here, with overrides such as `trainer.max_steps=100 data.path=latents`.
+
+    For containers and clusters use nemo-run: `nemo cosmos pretrain --factory RECIPE run.executor=slurm ...`.
+    """
+    from recipes.launch import run_here
+
+    run_here(recipe, context.args)
+
+
+def generate(
+    output: Annotated[Path, typer.Argument(help="The mp4 to write.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="NeMo or diffusers folder, or embedded name.")
+    ] = "diffusion_tiny_action",
+    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
+    first_frame: Annotated[Path | None, typer.Option(help="Picture or video to go on from.")] = None,
+    num_first_frames: Annotated[int, typer.Option(help="Frames taken from a video: 1 or 9.")] = 1,
+    actions: Annotated[Path | None, typer.Option(help="JSON or npy with one row of 7 per generated frame.")] = None,
+    num_frames: Annotated[int, typer.Option(help="1 + 8k.")] = 17,
+    height: Annotated[int, typer.Option(help="Pixels.")] = 128,
+    width: Annotated[int, typer.Option(help="Pixels.")] = 128,
+    fps: Annotated[float, typer.Option(help="Frames per second.")] = 10.0,
+    num_steps: Annotated[int, typer.Option(help="Denoising steps.")] = 12,
+    sampler: Annotated[str, typer.Option(help="euler or heun.")] = "heun",
+    guidance: Annotated[
+        float, typer.Option(help="g in cond + g (cond - uncond); 0 for the tiny models, else 7.")
+    ] = 0.0,
+    negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    guard: Annotated[bool, typer.Option(help="Run the guardrail.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Generate a video from a prompt, a first frame and actions; guarded before and after."""
+    from nemo_cosmos.generation.world_model import SamplingConfig
+    from nemo_cosmos.steps.generate import GuardConfig
+    from nemo_cosmos.steps.generate import generate as run
+
+    sampling = SamplingConfig(
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        fps=fps,
+        num_steps=num_steps,
+        sampler=sampler,
+        guidance=guidance,
+        seed=seed,
+    )
+    record = run(
+        output,
+        prompt=prompt,
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        first_frame=first_frame,
+        num_first_frames=num_first_frames,
+        actions=actions,
+        sampling=sampling,
+        negative_prompt=negative_prompt,
+        guards=GuardConfig() if guard else GuardConfig(prompt=(), video=()),
+    )
+    show(record.to_dict(), as_json=as_json)
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="NeMo checkpoint, diffusers folder, reference .pt or .safetensors.")],
+    target: Annotated[Path, typer.Argument(help="Folder or file to write.")],
+    to: Annotated[str, typer.Option(help="nemo, diffusers or reference.")],
+    as_json: Json = False,
+) -> None:
+    """Convert a checkpoint of a tokenizer or a diffusion WFM between formats, bit for bit."""
+    from nemo_cosmos.checkpoints.convert import convert as run
+
+    show(run(source, target, to=to), as_json=as_json)
+
+
+@_evaluate.command("tokenizer")
+def evaluate_tokenizer(
+    curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
+    output: Annotated[Path, typer.Argument(help="JSON to write.")],
+    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
+    num_clips: Annotated[int, typer.Option(help="Held-out windows to measure.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """PSNR, SSIM and LPIPS-like of a tokenizer on held-out clips, beside bicubic and DCT coding at the same rate."""
+    from nemo_cosmos.steps.evaluate_tokenizer import evaluate_tokenizer as run
+
+    show(run(curated, output, tokenizer=tokenizer, num_clips=num_clips), as_json=as_json)
+
+
+@_evaluate.command("wfm")
+def evaluate_wfm(
+    curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write predictions and measures to.")],
+    checkpoint: Annotated[str, typer.Option(help="The post-trained WFM.")] = "diffusion_tiny_action",
+    unconditional: Annotated[
+        str, typer.Option(help="The WFM without first frame and actions.")
+    ] = "diffusion_tiny_text2world",
+    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
+    num_clips: Annotated[int, typer.Option(help="Held-out windows to predict.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Video prediction on held-out rollouts, beside repeating the last frame and an unconditional model."""
+    from nemo_cosmos.steps.evaluate_wfm import evaluate_wfm as run
+
+    result = run(
+        curated, output, checkpoint=checkpoint, unconditional=unconditional, tokenizer=tokenizer, num_clips=num_clips
+    )
+    show(result, as_json=as_json)
+
+
+@_guard.command("prompt")
+def guard_prompt(prompt: Annotated[str, typer.Argument(help="The text.")], as_json: Json = False) -> None:
+    """Judge a prompt; exit status 1 when a guard objects."""
+    from nemo_cosmos.guardrail import PreGuard, is_safe
+
+    verdicts = PreGuard.from_names().guard_prompt(prompt)
+    show({v.guard: v.to_dict() for v in verdicts}, as_json=as_json)
+    raise typer.Exit(0 if is_safe(verdicts) else 1)
+
+
+@_guard.command("video")
+def guard_video(
+    video: Annotated[Path, typer.Argument(help="The video to judge.")],
+    output: Annotated[Path, typer.Argument(help="Where to write it with faces pixelated.")],
+    as_json: Json = False,
+) -> None:
+    """Judge a video and pixelate faces; exit status 1, and nothing written, when a guard objects."""
+    from nemo_cosmos.guardrail import PostGuard, is_safe
+    from nemo_cosmos.video_io import read_video, write_video
+
+    frames, fps = read_video(video)
+    frames, verdicts = PostGuard.from_names().guard_video(frames, fps)
+    if is_safe(verdicts):
+        write_video(output, frames, fps=fps)
+    show({v.guard: v.to_dict() for v in verdicts}, as_json=as_json)
+    raise typer.Exit(0 if is_safe(verdicts) else 1)

@@ -1,0 +1,211 @@
+"""Lightning data modules with Megatron's batching: deterministic across world sizes, resumable in mid-epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from nemo.lightning.data import WrappedDataLoader
+from nemo.utils import logging
+from torch.utils.data import DataLoader, Dataset
+
+from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard, Split
+from nemo_cosmos.data.clips import ClipDataset
+from nemo_cosmos.data.latent_cache import LatentDataset, read_cache_card
+from nemo_cosmos.data.shuffle import ShuffledEpochs
+from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.files import read_json
+from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
+
+
+class _MegatronDataModule(pl.LightningDataModule):
+    """What both data modules share: batching, and the count of consumed samples in checkpoints."""
+
+    def __init__(
+        self, *, seq_length: int, micro_batch_size: int, global_batch_size: int, seed: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        if global_batch_size % micro_batch_size:
+            raise user_error(
+                "global_batch_size",
+                global_batch_size,
+                f"a multiple of micro_batch_size={micro_batch_size}",
+                "Change one.",
+            )
+        self.seq_length = seq_length
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.data_sampler = CosmosDataSampler(
+            seq_len=seq_length, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size
+        )
+
+    def dataset(self, split: Split) -> Dataset:
+        """The finite data set of one split."""
+        raise NotImplementedError
+
+    def card_fields(self) -> dict[str, Any]:
+        """What a checkpoint's card says of the data."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled training samples, as many as the trainer's `max_steps` asks for."""
+        steps = self.trainer.max_steps
+        train = ShuffledEpochs(self.dataset("train"), num_samples=steps * self.global_batch_size, seed=self.seed)
+        return self._loader(train, mode="train")
+
+    def val_dataloader(self) -> DataLoader:
+        """Held-out samples in an order that never changes."""
+        batches = self.trainer.limit_val_batches
+        num_samples = self.global_batch_size * (batches if isinstance(batches, int) else 1)
+        held_out = ShuffledEpochs(self.dataset("heldout"), num_samples=num_samples, seed=0)
+        return self._loader(held_out, mode="validation")
+
+    def _loader(self, dataset: Dataset, mode: str) -> DataLoader:
+        return WrappedDataLoader(
+            mode=mode, dataset=dataset, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many samples were consumed."""
+        consumed = self.data_sampler.compute_consumed_samples(
+            self.trainer.global_step - self.data_sampler.init_global_step
+        )
+        return {"consumed_samples": consumed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on after the samples that were consumed."""
+        consumed = state_dict["consumed_samples"]
+        self.data_sampler.init_consumed_samples = consumed
+        self.data_sampler.prev_consumed_samples = consumed
+        self.data_sampler.if_first_step = 1
+        logging.info(f"Resuming the data after {consumed} samples.")
+
+
+class LatentDataModule(_MegatronDataModule):
+    """Batches of a latent cache, for the diffusion WFM.
+
+    Args:
+        path: Folder that `nemo-cosmos tokenize` wrote.
+        with_actions: Only samples that carry actions, and give them.
+        sources: Only these domains.
+        statistics_of: Card of the checkpoint that is post-trained; its latent statistics are used, and its tokenizer
+            must be the cache's.
+        micro_batch_size: Samples per forward pass and data-parallel rank.
+        global_batch_size: Samples per optimizer step.
+        patch_spatial: Latent pixels per token and axis; sets the token count that pipeline stages exchange.
+        seed: Of the sample order.
+        num_workers: Loader processes.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        with_actions: bool = False,
+        sources: tuple[str, ...] | None = None,
+        statistics_of: str | None = None,
+        micro_batch_size: int = 16,
+        global_batch_size: int = 16,
+        patch_spatial: int = 2,
+        seed: int = 1234,
+        num_workers: int = 0,
+    ) -> None:
+        self.path = Path(path)
+        self.with_actions = with_actions
+        self.sources = sources
+        card = read_cache_card(path)
+        self.samples = card.num_samples["train"]
+        self.tokenizer_fingerprint = card.tokenizer_fingerprint
+        self.statistics = _statistics(card, statistics_of)
+        _, frames, height, width = card.latent_shape
+        super().__init__(
+            seq_length=frames * (height // patch_spatial) * (width // patch_spatial),
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+
+    def card_fields(self) -> dict[str, Any]:
+        """Where the data came from, and what its latents mean."""
+        mean, std = self.statistics
+        return {
+            "data": f"latents of {self.samples} windows",
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "latent_mean": mean,
+            "latent_std": std,
+        }
+
+    def dataset(self, split: Split) -> Dataset:
+        """Latent samples of one split."""
+        return LatentDataset(
+            self.path,
+            split=split,
+            sources=self.sources,
+            with_actions=self.with_actions,
+            statistics=self.statistics,
+        )
+
+
+def _statistics(cache: LatentCacheCard, base_card: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if base_card is None:
+        return cache.latent_mean, cache.latent_std
+    base = CheckpointCard.from_dict(read_json(base_card))
+    if base.latent_mean is None or base.latent_std is None:
+        raise user_error("statistics_of", base_card, "the card of a diffusion WFM", "Give its card.json.")
+    if base.tokenizer_fingerprint != cache.tokenizer_fingerprint:
+        raise UserError(
+            f"{base_card}: this model was trained on latents of tokenizer {base.tokenizer_fingerprint}, but the cache "
+            f"was written by {cache.tokenizer_fingerprint}. Tokenize again with the model's tokenizer."
+        )
+    return base.latent_mean, base.latent_std
+
+
+class VideoClipDataModule(_MegatronDataModule):
+    """Batches of pixel windows, for the tokenizer.
+
+    Args:
+        path: Folder that `nemo-cosmos curate` wrote.
+        num_frames: Frames per window.
+        height: Pixels.
+        width: Pixels.
+        stride: Frames between the starts of two windows of a clip.
+        micro_batch_size: Windows per forward pass and data-parallel rank.
+        global_batch_size: Windows per optimizer step.
+        seed: Of the window order.
+        num_workers: Loader processes.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        num_frames: int = 17,
+        height: int = 128,
+        width: int = 128,
+        stride: int = 8,
+        micro_batch_size: int = 4,
+        global_batch_size: int = 4,
+        seed: int = 1234,
+        num_workers: int = 0,
+    ) -> None:
+        self.path = Path(path)
+        self.window = {"num_frames": num_frames, "height": height, "width": width, "stride": stride}
+        super().__init__(
+            seq_length=num_frames,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+
+    def card_fields(self) -> dict[str, Any]:
+        """What the windows are."""
+        return {"data": "curated clips in windows of {num_frames} frames of {height}x{width}".format(**self.window)}
+
+    def dataset(self, split: Split) -> Dataset:
+        """Pixel windows of one split."""
+        return ClipDataset(self.path, split=split, **self.window)

@@ -1,0 +1,185 @@
+"""The diffusion WFM as a NeMo Lightning module: what one training step does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.utils import get_attr_wrapped_model
+from nemo.lightning import io
+from nemo.lightning.megatron_parallel import MegatronLossReduction
+from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
+from torch import nn
+
+from nemo_cosmos.diffusion.actions import actions_per_latent_frame
+from nemo_cosmos.diffusion.architecture import architecture_of
+from nemo_cosmos.diffusion.conditioning import ConditioningConfig, condition_mask, draw, network_input
+from nemo_cosmos.diffusion.config import DiTConfig
+from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighted_loss
+from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
+from nemo_cosmos.parallel.device import current_device
+from nemo_cosmos.parallel.loss import MeanLossReduction
+from nemo_cosmos.parallel.stages import stage_ends
+
+Batch = dict[str, torch.Tensor]
+
+
+class DiffusionLossReduction(MeanLossReduction):
+    """EDM loss of a micro-batch, from what `DiffusionModel.forward_step` gives on the last pipeline stage.
+
+    Args:
+        edm: Preconditioning and weights.
+    """
+
+    def __init__(self, edm: EDM) -> None:
+        super().__init__()
+        self._edm = edm
+
+    def forward(self, batch: Batch, forward_out: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Batch]:
+        """Denoises by the network's output and compares with the clean latent."""
+        edm, sigma = self._edm, per_sample(batch["sigma"])
+        denoised = edm.c_skip(sigma) * batch["noisy"] + edm.c_out(sigma) * forward_out["network_output"].float()
+        loss_B, error_B = uncertainty_weighted_loss(
+            denoised,
+            batch["clean"],
+            edm.loss_weight(batch["sigma"]),
+            forward_out["logvar"].float(),
+            1 - batch["condition_mask"],
+        )
+        loss = loss_B.mean()
+        return loss, {"avg": loss.detach().view(1), "error": error_B.detach().mean().view(1)}
+
+
+class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
+    """A Cosmos diffusion WFM under the EDM objective.
+
+    Args:
+        config: The network.
+        edm: Noise law and preconditioning.
+        conditioning: Text dropout and given frames.
+        optim: Optimizer; AdamW with the published values when absent.
+        init_from: Safetensors file of whole weights to start from; None starts anew. A base model without action
+            layers may start one that has them.
+        seed: Of all random draws; see `conditioning.draw`.
+        temporal_compression: Pixel frames per latent frame of the tokenizer, for grouping actions.
+    """
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        *,
+        edm: EDM | None = None,
+        conditioning: ConditioningConfig | None = None,
+        optim: OptimizerModule | None = None,
+        init_from: str | None = None,
+        seed: int = 1234,
+        temporal_compression: int = 8,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.edm = edm or EDM()
+        self.conditioning = conditioning or ConditioningConfig()
+        self.init_from = init_from
+        self.seed = seed
+        self.temporal_compression = temporal_compression
+        self.optim = optim or MegatronOptimizerModule(
+            config=OptimizerConfig(lr=2**-14.3, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.99, bf16=config.bf16)
+        )
+        self.optim.connect(self)
+        self._training_loss: DiffusionLossReduction | None = None
+        self._validation_loss: DiffusionLossReduction | None = None
+
+    def card_fields(self) -> dict[str, Any]:
+        """What a checkpoint's card says of the model."""
+        size = f"{self.config.num_layers}x{self.config.hidden_size}"
+        kind = "action" if self.config.action_dim is not None else "text2world"
+        return {"model": f"diffusion_{size}_{kind}", "config": architecture_of(self.config)}
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Builds this rank's share of the network, once the process groups are there."""
+        if not hasattr(self, "module"):
+            self.module: nn.Module = CosmosDiT(self.config, vp_stage=vp_stage, **stage_ends(vp_stage))
+            if self.init_from is not None:
+                load_whole_weights(self.module, self.init_from, may_lack=ACTION_LAYERS)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401 - hands on to the network
+        """The network; see `CosmosDiT.forward`."""
+        return self.module(*args, **kwargs)
+
+    def data_step(self, dataloader_iter: Iterator[Any]) -> Batch:
+        """Takes the next batch and makes the network's input from it; the same on every pipeline stage."""
+        batch = next(dataloader_iter)
+        batch = batch[0] if isinstance(batch, tuple) else batch
+        return move_data_to_device(self.noised(batch), current_device())
+
+    def noised(self, batch: Batch) -> Batch:
+        """Draws noise for a batch of `LatentDataset` items.
+
+        Args:
+            batch: `latent` (normalised, B C T H W), `text_emb`, `fps`, `draw_id`, and `actions` where the network
+                takes them.
+
+        Returns:
+            The network's inputs and the loss's targets.
+        """
+        edm, config = self.edm, self.conditioning
+        clean = batch["latent"] * edm.sigma_data
+        draws = draw(config, clean.shape, batch["draw_id"], seed=self.seed)
+        sigma = edm.sigma_of(draws.sigma_normal, clean.shape[2])
+        noisy = clean + per_sample(sigma) * draws.noise
+        mask = condition_mask(draws.num_condition_frames, clean.shape)
+        made = {
+            "clean": clean,
+            "noisy": noisy,
+            "sigma": sigma,
+            "c_noise": edm.c_noise(sigma),
+            "condition_mask": mask,
+            "network_input": network_input(edm, noisy, sigma, clean, mask, draws.augment_noise, config.augment_sigma),
+            "text_emb": batch["text_emb"] * draws.keep_text.view(-1, 1, 1),
+            "fps": batch["fps"],
+        }
+        if self.config.action_dim is not None:
+            grouped = actions_per_latent_frame(batch["actions"], self.temporal_compression)
+            made["actions"] = grouped * draws.keep_actions.view(-1, 1, 1)
+        return made
+
+    def forward_step(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Runs the network; on the last pipeline stage also its uncertainty head."""
+        output = self.forward(
+            batch["network_input"],
+            batch["c_noise"],
+            batch["text_emb"],
+            fps=batch["fps"],
+            condition_mask_B1THW=batch["condition_mask"] if self.config.concat_condition_mask else None,
+            actions_BTA=batch.get("actions"),
+        )
+        if not get_attr_wrapped_model(self.module, "post_process"):
+            return output
+        return {"network_output": output, "logvar": get_attr_wrapped_model(self.module, "logvar")(batch["c_noise"])}
+
+    def training_step(self, batch: Batch, batch_idx: int | None = None) -> Any:  # noqa: ANN401 - see forward_step
+        """Lightning's name for `forward_step`."""
+        return self.forward_step(batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int | None = None) -> Any:  # noqa: ANN401 - see forward_step
+        """Lightning's name for `forward_step`."""
+        return self.forward_step(batch)
+
+    @property
+    def training_loss_reduction(self) -> MegatronLossReduction:
+        """The loss, as Megatron's schedules want it."""
+        if self._training_loss is None:
+            self._training_loss = DiffusionLossReduction(self.edm)
+        return self._training_loss
+
+    @property
+    def validation_loss_reduction(self) -> MegatronLossReduction:
+        """The same loss, kept apart since it remembers its batch."""
+        if self._validation_loss is None:
+            self._validation_loss = DiffusionLossReduction(self.edm)
+        return self._validation_loss

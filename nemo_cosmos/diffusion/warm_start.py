@@ -1,0 +1,49 @@
+"""Starting a run from whole weights, in any parallel layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from nemo_cosmos.diffusion.initialization import tensor_parallel_axis
+from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.errors import UserError
+
+ACTION_LAYERS = ("conditioning.action_embedder",)
+"""Prefix of the layers that a base model may lack; they keep their first values, which leave the base unchanged."""
+
+
+@torch.no_grad()
+def load_whole_weights(model: CosmosDiT, path: str | Path, *, may_lack: tuple[str, ...] = ()) -> None:
+    """Copies this rank's share of a safetensors file of whole weights, one weight at a time.
+
+    Args:
+        model: This rank's part of the network.
+        path: Weights under our names, as one rank holds them.
+        may_lack: Prefixes of names that may be absent; such weights keep their values.
+
+    Raises:
+        UserError: The file is missing, or a weight is missing or of another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Give a .safetensors file of whole weights.")
+    size, rank = model.groups.tp.size(), model.groups.tp.rank()
+    with safe_open(path, framework="pt") as file:
+        there = set(file.keys())
+        for name, tensor in model.global_tensors():
+            if name not in there:
+                if name.startswith(may_lack):
+                    continue
+                raise UserError(f"{path}: weight {name} is missing. Give weights of the same architecture.")
+            axis = tensor_parallel_axis(name)
+            whole = file.get_tensor(name)
+            part = whole if axis is None else whole.chunk(size, dim=axis)[rank]
+            if part.shape != tensor.shape:
+                raise UserError(
+                    f"{path}: weight {name} has shape {list(whole.shape)}, this rank's share would be "
+                    f"{list(part.shape)}, expected {list(tensor.shape)}. Give weights of the same architecture."
+                )
+            tensor.copy_(part)

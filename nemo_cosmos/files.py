@@ -1,0 +1,93 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo_cosmos.errors import UserError
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` and renames it into place when the block ends well.
+
+    Works for a file and for a folder. An existing `path` stays untouched until the rename; when the block raises,
+    the temporary is removed.
+
+    Args:
+        path: Where the finished file or folder shall stand.
+
+    Yields:
+        The temporary path to write to; it keeps the final suffix, since encoders choose a format by it.
+
+    Raises:
+        UserError: The disk is full or the folder is read-only.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        if aside.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> Path:  # noqa: ANN401 - any JSON value
+    """Writes `value` as indented JSON, aside and renamed."""
+    path = Path(path)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def read_json(path: str | Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Reads a JSON file.
+
+    Raises:
+        UserError: The file is missing or is not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file. Run the step that writes it, or give another path.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: not valid JSON ({error}). Delete it and run the step that writes it again."
+        ) from error
+
+
+def sha256_of(path: str | Path) -> str:
+    """Returns the hex SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _explained(error: OSError, path: Path) -> OSError | UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"{path}: the disk is full ({error.strerror}). Free some space and run again; it goes on from here."
+        )
+    if error.errno in (errno.EACCES, errno.EROFS):
+        return UserError(f"{path}: cannot write here ({error.strerror}). Choose another output folder.")
+    return error

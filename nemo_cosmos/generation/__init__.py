@@ -1,0 +1,1 @@
+"""Generating video with a diffusion WFM."""

@@ -1,0 +1,40 @@
+"""Putting a world model together from its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_cosmos.checkpoints.load import load_network, load_tokenizer
+from nemo_cosmos.diffusion.objective import EDM
+from nemo_cosmos.generation.world_model import WorldModel
+from nemo_cosmos.parallel.startup import initialize
+from nemo_cosmos.text import TEXT_ENCODERS, load_text_encoder
+
+
+@contextlib.contextmanager
+def open_world_model(checkpoint: str | Path, tokenizer: str | Path) -> Iterator[WorldModel]:
+    """Loads a WFM, its tokenizer and its text encoder, for the time of the block.
+
+    Args:
+        checkpoint: A NeMo checkpoint with a card, or the name of embedded weights.
+        tokenizer: Anything `load_tokenizer` takes.
+
+    Yields:
+        The model; Megatron's process groups stay open until the block ends.
+
+    Raises:
+        UserError: Something is missing or does not fit together.
+    """
+    with initialize():
+        network, card = load_network(checkpoint)
+        width = network.config.crossattn_emb_channels
+        encoder = next(name for name, config in TEXT_ENCODERS.items() if config.dim == width)
+        yield WorldModel(
+            network=network,
+            tokenizer=load_tokenizer(tokenizer).model,
+            text_encoder=load_text_encoder(encoder),
+            card=card,
+            edm=EDM(),
+        )

@@ -1,0 +1,189 @@
+"""Core attention on torch's scaled dot product, with context parallelism.
+
+Letters: S = query tokens of the whole sequence, L = key tokens, s, l = the tokens of this rank, B = batch,
+N = query heads, G = key/value heads (of this tensor-parallel rank), H = channels per head, n = context-parallel ranks.
+
+Under context parallelism the ranks hold contiguous pieces of the sequence (see `tokens.py`). Self-attention exchanges
+heads for tokens by all-to-all (DeepSpeed Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n;
+otherwise each rank keeps its queries and gathers all keys and values. Cross-attention exchanges nothing: the text is
+the same on every rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
+
+from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.tokens import AutogradContext, all_gather_first_axis
+
+_CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
+
+
+class SDPACoreAttention(MegatronModule):
+    """Scaled-dot-product attention with the call signature of Megatron's core attention.
+
+    Args:
+        config: Model configuration.
+        layer_number: Not used; part of Megatron's signature.
+        attn_mask_type: `no_mask` or `causal`; a call may override it.
+        attention_type: `self` or `cross`.
+        attention_dropout: Probability; `config.attention_dropout` where None.
+        softmax_scale: Factor on the scores; 1 / sqrt(H) where None.
+        cp_comm_type: `a2a`, `all_gather`, or None to choose by the number of heads.
+        pg_collection: Process groups; `cp` is used.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        if cp_comm_type not in (None, "a2a", "all_gather"):
+            raise user_error("cp_comm_type", cp_comm_type, "'a2a', 'all_gather' or None", "Only these run without TE.")
+        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["cp"])
+        self.exchanges = attention_type == "self" and groups.cp is not None and groups.cp.size() > 1
+        self.group = groups.cp
+        self.attn_mask_type = attn_mask_type
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.softmax_scale = softmax_scale
+        self.cp_comm_type = cp_comm_type
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: object | None = None,
+    ) -> torch.Tensor:
+        """Attends.
+
+        Args:
+            query: [s, B, N, H].
+            key: [l, B, G, H]; G divides N.
+            value: Like `key`.
+            attention_mask: Must be None; masks are told by type.
+            attn_mask_type: Overrides the constructor's.
+            attention_bias: Must be None.
+            packed_seq_params: Must be None.
+
+        Returns:
+            [s, B, N * H].
+        """
+        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
+            raise NotImplementedError("SDPACoreAttention takes no mask tensor, bias or packed sequences")
+        causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
+        if not self.exchanges:
+            return self._attend(query, key, value, causal)
+        if self._by_heads(query.shape[2]):
+            return self._attend_over_heads(query, key, value, causal)
+        key, value = (_GatherKeys.apply(x, self.group) for x in (key, value))
+        return self._attend(query, key, value, causal, first_query=self.group.rank() * query.shape[0])
+
+    def _by_heads(self, num_heads: int) -> bool:
+        divides = num_heads % self.group.size() == 0
+        if self.cp_comm_type == "a2a" and not divides:
+            raise user_error(
+                "cp_comm_type",
+                "a2a",
+                f"heads per rank ({num_heads}) divisible by the context-parallel size {self.group.size()}",
+                "Use 'all_gather', or another layout.",
+            )
+        return divides and self.cp_comm_type != "all_gather"
+
+    def _attend_over_heads(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool
+    ) -> torch.Tensor:
+        if key.shape[2] % self.group.size():
+            repeats = query.shape[2] // key.shape[2]
+            key, value = (x.repeat_interleave(repeats, dim=2) for x in (key, value))
+        query, key, value = (tokens_from_heads(x, self.group) for x in (query, key, value))
+        out = self._attend(query, key, value, causal)
+        return rearrange(
+            heads_from_tokens(rearrange(out, "S B (N H) -> S B N H", N=query.shape[2]), self.group),
+            "s B N H -> s B (N H)",
+        )
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, first_query: int = 0
+    ) -> torch.Tensor:
+        if key.shape[2] != query.shape[2]:
+            repeats = query.shape[2] // key.shape[2]
+            key, value = (x.repeat_interleave(repeats, dim=2) for x in (key, value))
+        mask = None
+        if causal and query.shape[0] != key.shape[0]:
+            positions = first_query + torch.arange(query.shape[0], device=query.device)
+            mask = positions[:, None] >= torch.arange(key.shape[0], device=query.device)
+        out = functional.scaled_dot_product_attention(
+            rearrange(query, "s B N H -> B N s H"),
+            rearrange(key, "l B N H -> B N l H"),
+            rearrange(value, "l B N H -> B N l H"),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal and mask is None,
+            scale=self.softmax_scale,
+        )
+        return rearrange(out, "B N s H -> s B (N H)")
+
+
+def tokens_from_heads(x_sBNH: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Gives up heads for tokens: [s, B, N, H] on each of n ranks becomes [n s, B, N/n, H]."""
+    blocks = rearrange(x_sBNH, "s B (n N) H -> n s B N H", n=group.size())
+    return rearrange(_AllToAll.apply(blocks, group), "n s B N H -> (n s) B N H")
+
+
+def heads_from_tokens(x_SBNH: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Inverse of `tokens_from_heads`: [n s, B, N/n, H] becomes [s, B, N, H]."""
+    blocks = rearrange(x_SBNH, "(n s) B N H -> n s B N H", n=group.size())
+    return rearrange(_AllToAll.apply(blocks, group), "n s B N H -> s B (n N) H")
+
+
+class _AllToAll(torch.autograd.Function):
+    """Sends block i of axis 0 to rank i. It is its own transpose, hence its own backward pass."""
+
+    @staticmethod
+    def forward(ctx: AutogradContext, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _exchange(x, group)
+
+    @staticmethod
+    def backward(ctx: AutogradContext, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _exchange(grad, ctx.group), None
+
+
+def _exchange(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    dist.all_to_all_single(out, x, group=group)
+    return out
+
+
+class _GatherKeys(torch.autograd.Function):
+    """Joins keys or values of all ranks. Every rank's queries use all of them, so the gradients are summed."""
+
+    @staticmethod
+    def forward(ctx: AutogradContext, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return all_gather_first_axis(x, group)
+
+    @staticmethod
+    def backward(ctx: AutogradContext, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        own = grad.new_empty(grad.shape[0] // ctx.group.size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(own, grad.contiguous(), group=ctx.group)
+        return own, None

@@ -1,0 +1,131 @@
+"""Splitting the token axis over ranks, and putting it together again, with exact gradients.
+
+Letters: S = tokens of the whole sequence, s = tokens of this rank, B = batch, D = channels.
+
+A sequence is cut into contiguous pieces: first over the context-parallel ranks, then, with sequence parallelism, each
+piece over the tensor-parallel ranks.
+
+**The loss convention of this project.** A model gathers its output, so that every tensor- and context-parallel rank
+holds the whole prediction, and every rank computes the same loss: the mean over all tokens, as one rank would. The
+backward pass of `gather_tokens` hands each rank the gradient of its own tokens only, so the parameter gradients of the
+ranks are parts whose *sum* is the true gradient. Megatron's schedule multiplies a two-valued loss by the
+context-parallel size and DDP averages over data- and context-parallel ranks, which together is that sum. A step
+function therefore returns the plain loss with no factor of its own, and needs no reduction over context-parallel ranks
+to report it. What does not pass through `gather_tokens` (a term computed alike on every rank from parameters) would be
+counted once per context-parallel rank: wrap it in `count_once`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from nemo_cosmos.errors import user_error
+
+AutogradContext = Any
+"""What torch hands from a forward to its backward pass; any attribute may be set on it."""
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """The piece [start, stop) of a sequence of `total` tokens that this rank computes."""
+
+    start: int
+    stop: int
+    total: int
+
+    def __len__(self) -> int:
+        """Number of tokens of this rank."""
+        return self.stop - self.start
+
+
+def token_shard(total: int, groups: ProcessGroupCollection, *, sequence_parallel: bool) -> TokenShard:
+    """Finds this rank's piece of a sequence.
+
+    Args:
+        total: Tokens in the whole sequence.
+        groups: Process groups; `cp` and `tp` are used.
+        sequence_parallel: Whether the tensor-parallel ranks split the tokens too.
+
+    Raises:
+        UserError: The tokens cannot be cut into equal pieces.
+    """
+    parts, index = groups.cp.size(), groups.cp.rank()
+    if sequence_parallel:
+        parts, index = parts * groups.tp.size(), index * groups.tp.size() + groups.tp.rank()
+    if total % parts:
+        raise user_error(
+            "num_tokens",
+            total,
+            f"a multiple of {parts} (context-parallel size times, with sequence parallelism, tensor-parallel size)",
+            "Change the video's size or length, or use fewer ranks.",
+        )
+    length = total // parts
+    return TokenShard(index * length, (index + 1) * length, total)
+
+
+def split_tokens(x_SBD: torch.Tensor, groups: ProcessGroupCollection, *, sequence_parallel: bool) -> torch.Tensor:
+    """Takes this rank's piece of the token axis (axis 0). The backward pass gathers the gradient of all pieces."""
+    x_SBD = _Split.apply(x_SBD, groups.cp)
+    return _Split.apply(x_SBD, groups.tp) if sequence_parallel else x_SBD
+
+
+def gather_tokens(x_sBD: torch.Tensor, groups: ProcessGroupCollection, *, sequence_parallel: bool) -> torch.Tensor:
+    """Joins the pieces of all ranks along axis 0. The backward pass takes this rank's piece of the gradient."""
+    x_sBD = _Gather.apply(x_sBD, groups.tp) if sequence_parallel else x_sBD
+    return _Gather.apply(x_sBD, groups.cp)
+
+
+def count_once(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Returns `x`; its gradient is divided by the group's size, so that the ranks' gradients add up to the true one."""
+    return _ScaleGradient.apply(x, 1 / group.size()) if group.size() > 1 else x
+
+
+def all_gather_first_axis(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Joins all ranks' tensors along axis 0, in rank order; not differentiable."""
+    if group.size() == 1:
+        return x
+    joined = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
+    dist.all_gather_into_tensor(joined, x.contiguous(), group=group)
+    return joined
+
+
+def _own_piece(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    return x.chunk(group.size(), dim=0)[group.rank()].contiguous()
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: AutogradContext, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _own_piece(x, group)
+
+    @staticmethod
+    def backward(ctx: AutogradContext, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return all_gather_first_axis(grad, ctx.group), None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: AutogradContext, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return all_gather_first_axis(x, group)
+
+    @staticmethod
+    def backward(ctx: AutogradContext, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _own_piece(grad, ctx.group), None
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: AutogradContext, x: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: AutogradContext, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad * ctx.factor, None

@@ -1,0 +1,1 @@
+"""What a WFM learns after pretraining."""

@@ -1,0 +1,160 @@
+"""Prompt, first frame and actions in; a guarded video out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nemo_cosmos.contracts import Conditions, GeneratedVideo, Verdict
+from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.files import read_json, write_json
+from nemo_cosmos.generation.open import open_world_model
+from nemo_cosmos.generation.world_model import SamplingConfig, read_first_frames
+from nemo_cosmos.guardrail import PROMPT_GUARDS, VIDEO_GUARDS, PostGuard, PreGuard, is_safe
+from nemo_cosmos.video_io import write_video
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Which guards run; an empty tuple switches a side off, and the video's record says so."""
+
+    prompt: tuple[str, ...] = tuple(PROMPT_GUARDS)
+    video: tuple[str, ...] = tuple(VIDEO_GUARDS)
+
+
+def generate(
+    output: str | Path,
+    *,
+    prompt: str,
+    checkpoint: str = "diffusion_tiny_action",
+    tokenizer: str = "tokenizer_tiny",
+    first_frame: str | Path | None = None,
+    num_first_frames: int = 1,
+    actions: str | Path | None = None,
+    sampling: SamplingConfig | None = None,
+    negative_prompt: str = "",
+    guards: GuardConfig | None = None,
+) -> GeneratedVideo:
+    """Generates one video and writes `<output>` with a JSON record beside it.
+
+    Args:
+        output: Where to write the mp4.
+        prompt: What the video shows.
+        checkpoint: A NeMo checkpoint folder, a diffusers folder, or the name of embedded weights.
+        tokenizer: A tokenizer folder, or the name of embedded weights.
+        first_frame: Picture, or video whose last frames are gone on from (Video2World).
+        num_first_frames: Frames taken from a video.
+        actions: JSON list of rows, or .npy, [num_frames-1, 7], for action-conditioned models.
+        sampling: Sizes, steps and seed.
+        negative_prompt: What guidance moves away from.
+        guards: Which guards run.
+
+    Returns:
+        The record written.
+
+    Raises:
+        UserError: A guard objects, or the input does not fit the model.
+    """
+    sampling, guards = sampling or SamplingConfig(), guards or GuardConfig()
+    verdicts = check_prompt(prompt, guards)
+    rows = None if actions is None else read_actions(actions)
+    first = None
+    if first_frame is not None:
+        size = {"height": sampling.height, "width": sampling.width}
+        first = read_first_frames(Path(first_frame), num_frames=num_first_frames, **size)
+    with open_world_model(checkpoint, tokenizer) as model:
+        frames = model.generate(
+            [prompt],
+            sampling,
+            first_frames=None if first is None else [first],
+            actions=None if rows is None else rows[None],
+            negative_prompt=negative_prompt,
+            seeds=[sampling.seed],
+            progress=True,
+        )[0]
+    frames, video_verdicts = check_video(frames, sampling.fps, guards)
+    write_video(output, frames, fps=sampling.fps)
+    record = GeneratedVideo(
+        path=str(output),
+        prompt=prompt,
+        seed=sampling.seed,
+        fps=sampling.fps,
+        num_frames=len(frames),
+        height=frames.shape[1],
+        width=frames.shape[2],
+        checkpoint=checkpoint,
+        num_steps=sampling.num_steps,
+        guidance=sampling.guidance,
+        conditions=Conditions(actions=None if rows is None else rows.tolist()),
+        guard={v.guard: v.to_dict() for v in verdicts + video_verdicts},
+    )
+    write_json(Path(output).with_suffix(".json"), record.to_dict())
+    return record
+
+
+def check_prompt(prompt: str, guards: GuardConfig) -> list[Verdict]:
+    """Runs the prompt guards.
+
+    Raises:
+        UserError: One of them objects; nothing was generated.
+    """
+    if not guards.prompt:
+        return []
+    verdicts = PreGuard.from_names(guards.prompt).guard_prompt(prompt)
+    _refuse_unsafe("prompt", verdicts)
+    return verdicts
+
+
+def check_video(frames: np.ndarray, fps: float, guards: GuardConfig) -> tuple[np.ndarray, list[Verdict]]:
+    """Runs the video guards; faces come back pixelated.
+
+    Raises:
+        UserError: One of them objects; the frames must not be written.
+    """
+    if not guards.video:
+        return frames, []
+    frames, verdicts = PostGuard.from_names(guards.video).guard_video(frames, fps)
+    _refuse_unsafe("generated video", verdicts)
+    return frames, verdicts
+
+
+def _refuse_unsafe(what: str, verdicts: list[Verdict]) -> None:
+    if not is_safe(verdicts):
+        reasons = "; ".join(f"{v.guard}: {v.reason}" for v in verdicts if not v.safe)
+        raise UserError(f"{what} blocked by the guardrail ({reasons}). Change the prompt or the input.")
+
+
+def read_actions(path: str | Path) -> np.ndarray:
+    """Reads a table of actions.
+
+    Args:
+        path: .npy, or .json holding a list of rows or a record with `actions`.
+
+    Returns:
+        float32 [rows, width].
+
+    Raises:
+        UserError: The file is no table of numbers.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            rows = np.load(path, allow_pickle=False)
+        else:
+            values = read_json(path)
+            if isinstance(values, dict):
+                values = values.get("conditions", values).get("actions")
+            rows = np.asarray(values, dtype=np.float32)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file. Check the path.") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: is no table of numbers ({error}). Give rows of seven numbers, one per frame."
+        ) from error
+    if rows.ndim != 2:
+        raise user_error(
+            str(path), f"shape {rows.shape}", "rows of seven numbers", "Give one row per frame after the first."
+        )
+    return rows.astype(np.float32)

@@ -1,0 +1,1 @@
+"""Video tokenizers: architecture, weights, training step."""

@@ -1,0 +1,267 @@
+"""Causal building blocks of the video tokenizers.
+
+Tensors between blocks are `B C T H W` in channels-last memory, so that merging frames into the batch, pixels into one
+axis, or channels into a matrix product is a view and never a copy. Every convolution is factorised, hence runs as the
+two-dimensional or pointwise operation that it really is.
+
+Shape letters: B batch, C channels, T frames, H height, W width, S = H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+_NORM_EPS = 1e-6
+
+
+class CausalConv3d(nn.Module):
+    """Convolution over space or over time that never sees a later frame.
+
+    In time the first frame is repeated on the left, kernel - stride times; in space zeros surround the picture.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        time_kernel: Frames that the kernel covers; above 1 only with `space_kernel` 1.
+        space_kernel: Pixels that the kernel covers along height and width, odd.
+        time_stride: Step along time.
+        space_stride: Step along height and width.
+        space_padding: Zeros around the picture; None for (space_kernel - 1) / 2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        time_kernel: int = 1,
+        space_kernel: int = 1,
+        time_stride: int = 1,
+        space_stride: int = 1,
+        space_padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        assert space_kernel % 2 == 1, space_kernel
+        assert time_kernel == 1 or space_kernel == 1, "factorise the convolution"
+        self.time_pad = time_kernel - time_stride
+        self.space_padding = (space_kernel - 1) // 2 if space_padding is None else space_padding
+        self.conv3d = nn.Conv3d(
+            in_channels,
+            out_channels,
+            (time_kernel, space_kernel, space_kernel),
+            stride=(time_stride, space_stride, space_stride),
+        )
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C', T / time_stride, H', W']."""
+        kernel_t, kernel_s, _ = self.conv3d.kernel_size
+        if kernel_t > 1:
+            return self._over_time(x_BCTHW)
+        if kernel_s > 1:
+            return self._over_space(x_BCTHW)
+        return self._pointwise(x_BCTHW)
+
+    def _pointwise(self, x_BCTHW: Tensor) -> Tensor:
+        x_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1)
+        return F.linear(x_BTHWC, self.conv3d.weight.flatten(1), self.conv3d.bias).permute(0, 4, 1, 2, 3)
+
+    def _over_space(self, x_BCTHW: Tensor) -> Tensor:
+        x_NCHW = frames_to_batch(x_BCTHW)
+        y_NCHW = F.conv2d(
+            x_NCHW,
+            self.conv3d.weight.squeeze(2),
+            self.conv3d.bias,
+            stride=self.conv3d.stride[1:],
+            padding=self.space_padding,
+        )
+        return batch_to_frames(y_NCHW, x_BCTHW.shape[0])
+
+    def _over_time(self, x_BCTHW: Tensor) -> Tensor:
+        _, _, _, height, width = x_BCTHW.shape
+        x_BCTHW = torch.cat([x_BCTHW[:, :, :1]] * self.time_pad + [x_BCTHW], dim=2)
+        x_BCTS = rearrange(x_BCTHW, "B C T H W -> B C T (H W)")
+        y_BCTS = F.conv2d(x_BCTS, self.conv3d.weight.squeeze(4), self.conv3d.bias, stride=(self.conv3d.stride[0], 1))
+        return rearrange(y_BCTS, "B C T (H W) -> B C T H W", H=height, W=width)
+
+
+def frames_to_batch(x_BCTHW: Tensor) -> Tensor:
+    """[B, C, T, H, W] -> [B T, C, H, W]; a view for channels-last memory."""
+    return rearrange(x_BCTHW, "B C T H W -> (B T) C H W")
+
+
+def batch_to_frames(x_NCHW: Tensor, batch_size: int) -> Tensor:
+    """[B T, C, H, W] -> [B, C, T, H, W]; a view for channels-last memory."""
+    return rearrange(x_NCHW, "(B T) C H W -> B C T H W", B=batch_size)
+
+
+class CausalNorm(nn.Module):
+    """Group norm with one group, of every frame alone, so that no statistic flows back in time.
+
+    Args:
+        channels: Channels in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels, eps=_NORM_EPS)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
+        return batch_to_frames(self.norm(frames_to_batch(x_BCTHW)), x_BCTHW.shape[0])
+
+
+def factorised_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Returns a 3x3 convolution over space followed by one of 3 frames over time."""
+    return nn.Sequential(
+        CausalConv3d(in_channels, out_channels, space_kernel=3),
+        CausalConv3d(out_channels, out_channels, time_kernel=3),
+    )
+
+
+class ResnetBlock(nn.Module):
+    """Twice norm, SiLU, factorised convolution, around a shortcut.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out; a pointwise shortcut is added where they differ.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = CausalNorm(in_channels)
+        self.conv1 = factorised_conv(in_channels, out_channels)
+        self.norm2 = CausalNorm(out_channels)
+        self.conv2 = factorised_conv(out_channels, out_channels)
+        self.nin_shortcut = CausalConv3d(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C', T, H, W]."""
+        h_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)))
+        h_BCTHW = self.conv2(F.silu(self.norm2(h_BCTHW)))
+        return self.nin_shortcut(x_BCTHW) + h_BCTHW
+
+
+class CausalAttention(nn.Module):
+    """Single-head self-attention with a residual; subclasses say along which axis.
+
+    Args:
+        channels: Channels in and out; the scale is channels^-0.5.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = CausalNorm(channels)
+        self.q = CausalConv3d(channels, channels)
+        self.k = CausalConv3d(channels, channels)
+        self.v = CausalConv3d(channels, channels)
+        self.proj_out = CausalConv3d(channels, channels)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
+        h_BCTHW = self.norm(x_BCTHW)
+        return x_BCTHW + self.proj_out(self._attend(self.q(h_BCTHW), self.k(h_BCTHW), self.v(h_BCTHW)))
+
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class SpatialAttention(CausalAttention):
+    """All pixels of a frame see each other."""
+
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor) -> Tensor:
+        _, _, _, height, width = q_BCTHW.shape
+        qkv = (rearrange(x, "B C T H W -> B T (H W) C") for x in (q_BCTHW, k_BCTHW, v_BCTHW))
+        out_BTSC = F.scaled_dot_product_attention(*qkv)
+        return rearrange(out_BTSC, "B T (H W) C -> B C T H W", H=height, W=width)
+
+
+class TemporalAttention(CausalAttention):
+    """A pixel sees itself in this frame and all before."""
+
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor) -> Tensor:
+        _, _, _, height, width = q_BCTHW.shape
+        qkv = (rearrange(x, "B C T H W -> B (H W) T C") for x in (q_BCTHW, k_BCTHW, v_BCTHW))
+        out_BSTC = F.scaled_dot_product_attention(*qkv, is_causal=True)
+        return rearrange(out_BSTC, "B (H W) T C -> B C T H W", H=height, W=width)
+
+
+class HybridDownsample(nn.Module):
+    """Halves space, then time, each as strided convolution plus average pooling, then mixes channels.
+
+    Args:
+        channels: Channels in and out.
+        space: Whether height and width are halved.
+        time: Whether frames go from 1 + 2 k to 1 + k.
+    """
+
+    def __init__(self, channels: int, *, space: bool, time: bool) -> None:
+        super().__init__()
+        self.space, self.time = space, time
+        if space:
+            self.conv1 = CausalConv3d(channels, channels, space_kernel=3, space_stride=2, space_padding=0)
+        if time:
+            self.conv2 = CausalConv3d(channels, channels, time_kernel=3, time_stride=2)
+        self.conv3 = CausalConv3d(channels, channels)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, 1 + (T-1) / 2, H / 2, W / 2] where both are halved."""
+        if self.space:
+            batch_size = x_BCTHW.shape[0]
+            padded_BCTHW = batch_to_frames(F.pad(frames_to_batch(x_BCTHW), (0, 1, 0, 1)), batch_size)
+            pooled_BCTHW = batch_to_frames(F.avg_pool2d(frames_to_batch(x_BCTHW), 2), batch_size)
+            x_BCTHW = self.conv1(padded_BCTHW) + pooled_BCTHW
+        if self.time:
+            x_BCTHW = torch.cat([x_BCTHW[:, :, :1], x_BCTHW], dim=2)
+            x_BCTHW = self.conv2(x_BCTHW) + (x_BCTHW[:, :, 0::2] + x_BCTHW[:, :, 1::2]) * 0.5
+        return self.conv3(x_BCTHW)
+
+
+class HybridUpsample(nn.Module):
+    """Doubles time, then space, each by repetition with a convolution residual, then mixes channels.
+
+    Args:
+        channels: Channels in and out.
+        space: Whether height and width are doubled.
+        time: Whether frames go from 1 + k to 1 + 2 k.
+    """
+
+    def __init__(self, channels: int, *, space: bool, time: bool) -> None:
+        super().__init__()
+        self.space, self.time = space, time
+        if time:
+            self.conv1 = CausalConv3d(channels, channels, time_kernel=3)
+        if space:
+            self.conv2 = CausalConv3d(channels, channels, space_kernel=3)
+        self.conv3 = CausalConv3d(channels, channels)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, 1 + 2 (T-1), 2 H, 2 W] where both are doubled."""
+        if self.time:
+            if x_BCTHW.shape[2] > 1:
+                x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)[:, :, 1:]
+            x_BCTHW = self.conv1(x_BCTHW) + x_BCTHW
+        if self.space:
+            x_BCTHW = x_BCTHW.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+            x_BCTHW = self.conv2(x_BCTHW) + x_BCTHW
+        return self.conv3(x_BCTHW)
+
+
+class MiddleBlock(nn.Module):
+    """Residual block, spatial then temporal attention, residual block, at the coarsest level.
+
+    Args:
+        channels: Channels in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = nn.Sequential(SpatialAttention(channels), TemporalAttention(channels))
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
+        return self.block_2(self.attn_1(self.block_1(x_BCTHW)))

@@ -1,0 +1,129 @@
+"""Names of the tokenizer's weights here, in the reference and in diffusers.
+
+Ours are the reference's own names, so only the reference's wavelet buffers differ: we compute them. `DIFFUSERS_RULES`
+is the one home of diffusers' names. Values are never touched, so every way there and back is bit-exact.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+
+DIFFUSERS_RULES: tuple[tuple[str, str], ...] = (
+    # where: levels, blocks, resamplers
+    (r"\.down\.(\d+)\.", r".down_blocks.\1."),
+    (r"\.block\.(\d+)\.", r".resnets.\1."),
+    (r"\.downsample\.", r".downsamplers.0."),
+    (r"\.upsample\.", r".upsamplers.0."),
+    (r"\.mid\.block_1\.", r".mid_block.resnets.0."),
+    (r"\.mid\.attn_1\.0\.", r".mid_block.attentions.0."),
+    (r"\.mid\.attn_1\.1\.", r".mid_block.temp_attentions.0."),
+    (r"\.mid\.block_2\.", r".mid_block.resnets.1."),
+    # what: the convolutions
+    (r"\.([qkv])\.conv3d\.", r".to_\1."),
+    (r"\.proj_out\.conv3d\.", r".to_out.0."),
+    (r"\.nin_shortcut\.conv3d\.", r".conv_shortcut."),
+    (r"\.0\.conv3d\.", r".conv_s."),
+    (r"\.1\.conv3d\.", r".conv_t."),
+    (r"(conv\d?)\.conv3d\.", r"\1."),
+)
+"""(our pattern, diffusers' form), applied in this order. Decoder levels count the other way and stand in code."""
+
+_HAAR_TAP = 0.7071067811865476
+_PATCHERS = ("encoder.patcher3d", "decoder.unpatcher3d")
+
+
+def our_names(config: TokenizerConfig) -> list[str]:
+    """Returns the names of all weights of a tokenizer, without allocating it."""
+    with torch.device("meta"):
+        return list(CausalVideoTokenizer(config).state_dict())
+
+
+def diffusers_name(name: str, num_levels: int) -> str:
+    """Returns diffusers' name of our weight `name` (`AutoencoderKLCosmos`)."""
+    name = re.sub(r"\.up\.(\d+)\.", lambda match: f".up_blocks.{num_levels - 1 - int(match[1])}.", name)
+    for ours, theirs in DIFFUSERS_RULES:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def to_diffusers_names(weights: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
+    """Renames our weights for diffusers' `AutoencoderKLCosmos`.
+
+    Raises:
+        UserError: A weight is missing or unknown; the message names it.
+    """
+    names = our_names(config)
+    check_names("tokenizer weights", weights, names)
+    return {diffusers_name(name, config.num_levels): weights[name] for name in names}
+
+
+def from_diffusers_names(weights: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
+    """Renames the weights of diffusers' `AutoencoderKLCosmos` to ours.
+
+    Raises:
+        UserError: A weight is missing or unknown; the message names it.
+    """
+    theirs = {diffusers_name(name, config.num_levels): name for name in our_names(config)}
+    check_names("diffusers weights", weights, theirs)
+    return {theirs[name]: weight for name, weight in weights.items()}
+
+
+def reference_buffers(config: TokenizerConfig) -> dict[str, Tensor]:
+    """Returns the constants that the reference stores with its weights: wavelet taps, their index, patch size."""
+    tap = _HAAR_TAP if config.patch_method == "haar" else 1.0
+    buffers = {}
+    for patcher in _PATCHERS:
+        buffers[f"{patcher}.wavelets"] = torch.tensor([tap, tap])
+        buffers[f"{patcher}._arange"] = torch.arange(2)
+        buffers[f"{patcher}.patch_size_buffer"] = torch.tensor([config.patch_size], dtype=torch.int32)
+    return buffers
+
+
+def to_reference_names(weights: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
+    """Returns the reference's state dict: our weights and its constant buffers.
+
+    Raises:
+        UserError: A weight is missing or unknown; the message names it.
+    """
+    check_names("tokenizer weights", weights, our_names(config))
+    return dict(weights) | reference_buffers(config)
+
+
+def from_reference_names(weights: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
+    """Returns our weights out of the reference's state dict, which may or may not hold its constant buffers.
+
+    Raises:
+        UserError: A weight is missing or unknown, or a constant contradicts the config.
+    """
+    buffers = reference_buffers(config)
+    for name in buffers.keys() & weights.keys():
+        if not torch.allclose(weights[name].double(), buffers[name].double(), atol=1e-3):
+            raise UserError(
+                f"reference weights: {name} is {weights[name].tolist()}, the config says {buffers[name].tolist()}. "
+                "Load them with the config they were trained with."
+            )
+    kept = {name: weight for name, weight in weights.items() if name not in buffers}
+    check_names("reference weights", kept, our_names(config))
+    return kept
+
+
+def check_names(what: str, got: Iterable[str], expected: Iterable[str]) -> None:
+    """Refuses a state dict whose names are not exactly the expected ones.
+
+    Raises:
+        UserError: Names every missing and every unknown weight.
+    """
+    got, expected = set(got), set(expected)
+    if got != expected:
+        raise UserError(
+            f"{what}: missing {sorted(expected - got)}, unknown {sorted(got - expected)}. "
+            "The file belongs to another architecture or is incomplete; choose the matching preset or config."
+        )

@@ -1,0 +1,146 @@
+"""Our own tokenizer files: a folder with `model.safetensors` and `config.json`, and the embedded default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import read_json, write_json, written_aside
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.state_dict import check_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+DEFAULT_WEIGHTS = Path(__file__).parents[1] / "weights" / "tokenizer_tiny.safetensors"
+"""Weights trained by our own recipe; the card with their config stands beside them as `.json`."""
+
+
+def save(tokenizer: CausalVideoTokenizer, folder: str | Path) -> Path:
+    """Writes weights and config into a folder, which appears complete or not at all.
+
+    Args:
+        tokenizer: What to save, in the dtype that it has.
+        folder: Where; an older one is replaced.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        write_tensors(aside / WEIGHTS_FILE, tokenizer.state_dict())
+        write_json(aside / CONFIG_FILE, tokenizer.tokenizer_config.to_dict())
+    return folder
+
+
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> CausalVideoTokenizer:
+    """Reads what `save` wrote.
+
+    Args:
+        folder: Folder with `model.safetensors` and `config.json`.
+        dtype: Floating-point type of the weights in memory.
+
+    Returns:
+        The tokenizer on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: A file is missing or broken, or the weights do not fit the config.
+    """
+    config = TokenizerConfig.from_dict(read_json(Path(folder) / CONFIG_FILE))
+    return build(config, read_tensors(Path(folder) / WEIGHTS_FILE), dtype=dtype)
+
+
+def save_default(tokenizer: CausalVideoTokenizer, card: CheckpointCard, path: Path = DEFAULT_WEIGHTS) -> Path:
+    """Writes the embedded default in bf16, and its card.
+
+    Args:
+        tokenizer: The trained tokenizer.
+        card: What it is and how it was made; its `config` is replaced by the tokenizer's own.
+        path: The `.safetensors` file.
+
+    Returns:
+        The path of the weights.
+    """
+    values = card.to_dict() | {"config": tokenizer.tokenizer_config.to_dict()}
+    with written_aside(path) as aside:
+        write_tensors(aside, {name: weight.bfloat16() for name, weight in tokenizer.state_dict().items()})
+    write_json(path.with_suffix(".json"), values)
+    return path
+
+
+def load_default(path: Path = DEFAULT_WEIGHTS, *, dtype: torch.dtype = torch.float32) -> CausalVideoTokenizer:
+    """Reads the embedded default tokenizer.
+
+    Args:
+        path: The `.safetensors` file; its card stands beside it.
+        dtype: Floating-point type of the weights in memory.
+
+    Raises:
+        UserError: This installation holds no embedded tokenizer.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: this installation holds no trained tokenizer. Train one with the recipe `tokenizer_tiny`, "
+            "or give the folder of another tokenizer."
+        )
+    config = TokenizerConfig.from_dict(read_json(path.with_suffix(".json"))["config"])
+    return build(config, read_tensors(path), dtype=dtype)
+
+
+def build(config: TokenizerConfig, weights: dict[str, Tensor], *, dtype: torch.dtype) -> CausalVideoTokenizer:
+    """Makes a tokenizer from its config and weights in our names.
+
+    Args:
+        config: The architecture.
+        weights: Every weight, by our name.
+        dtype: Floating-point type of the weights in memory.
+
+    Returns:
+        The tokenizer on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: A weight is missing, unknown, or has another shape than the config says.
+    """
+    tokenizer = CausalVideoTokenizer(config)
+    expected = tokenizer.state_dict()
+    check_names("tokenizer weights", weights, expected)
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise UserError(
+                f"tokenizer weights: {name} has shape {list(weight.shape)}, the config says "
+                f"{list(expected[name].shape)}. Choose the matching preset or config."
+            )
+    tokenizer.load_state_dict(weights)
+    return tokenizer.to(dtype).eval()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors as safetensors, contiguous and on the CPU."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Check the path, or run the step that writes it.")
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}). Fetch or write it again.") from error

@@ -1,0 +1,109 @@
+"""Weights of a training checkpoint, into a bare module of any parallel layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import nn
+
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.parallel.stored_weights import is_stored, read_whole_tensors, stored_dtypes, stored_shapes
+
+PREFIX = "module."
+"""Put before every name in checkpoints: the LightningModule's attribute that holds the Megatron module."""
+
+WEIGHTS, EMA = "weights", "ema"
+"""Folders of a checkpoint: NeMo's own, and the averaged weights of the `EMA` callback."""
+
+
+def load_weights(
+    module: nn.Module, checkpoint: str | Path, *, use_ema: bool = True, may_lack: tuple[str, ...] = ()
+) -> None:
+    """Copies a checkpoint's weights into a module, whatever layout it was saved in.
+
+    Args:
+        module: A Megatron module (this rank's part; process groups must be open), or a plain whole one.
+        checkpoint: Folder of a checkpoint, such as `run/checkpoints/step=0001000`.
+        use_ema: Take the averaged weights where the checkpoint has them.
+        may_lack: Prefixes of names that the checkpoint may lack; such weights keep their values.
+
+    Raises:
+        UserError: There is no whole checkpoint, or a weight is missing or of another shape.
+    """
+    folder = _folder(Path(checkpoint), use_ema)
+    stored = stored_shapes(folder)
+    sharded = hasattr(module, "sharded_state_dict")
+    wanted: dict[str, Any] = (
+        module.sharded_state_dict(prefix=PREFIX)
+        if sharded
+        else {f"{PREFIX}{name}": value for name, value in module.state_dict().items() if torch.is_tensor(value)}
+    )
+    lacking = tuple(PREFIX + name for name in may_lack)
+    for name, shape in list(_shapes(wanted)):
+        if name in stored:
+            _check_shape(folder, name, stored[name], shape)
+        elif not name.startswith(lacking):
+            raise UserError(f"{folder}: weight {name} is missing. Give a checkpoint of the same architecture.")
+    wanted = {name: entry for name, entry in wanted.items() if all(key in stored for key, _ in _shapes({name: entry}))}
+    if sharded:
+        wanted = dist_checkpointing.load(wanted, str(folder))
+    else:
+        read_whole_tensors(wanted, folder)
+    module.load_state_dict({name.removeprefix(PREFIX): value for name, value in wanted.items()}, strict=False)
+
+
+def _folder(checkpoint: Path, use_ema: bool) -> Path:
+    names = (EMA, WEIGHTS) if use_ema else (WEIGHTS,)
+    for folder in (checkpoint / name for name in names):
+        if is_stored(folder):
+            return folder
+    raise UserError(f"{checkpoint}: holds no whole checkpoint. Give a folder like run/checkpoints/step=0001000.")
+
+
+def _shapes(wanted: dict[str, Any]) -> Iterator[tuple[str, torch.Size]]:
+    """Names and whole shapes of what is to be loaded; extra states of layers, which hold no weights, are left out."""
+    for entry in nested_values(wanted):
+        if isinstance(entry, ShardedTensorFactory):
+            yield from _shapes({"": entry.build()})
+        elif isinstance(entry, ShardedTensor):
+            yield entry.key, torch.Size(entry.global_shape)
+        elif torch.is_tensor(entry):
+            yield from ((name, value.shape) for name, value in wanted.items() if value is entry)
+
+
+def _check_shape(folder: Path, name: str, got: torch.Size, expected: torch.Size) -> None:
+    if got != expected:
+        raise UserError(
+            f"{folder}: weight {name} has shape {list(got)}, expected {list(expected)}. "
+            "Give a checkpoint of the same architecture."
+        )
+
+
+def read_whole(checkpoint: str | Path, *, use_ema: bool = True) -> dict[str, torch.Tensor]:
+    """Reads a model checkpoint's whole weights, without building the model.
+
+    Args:
+        checkpoint: Folder of a checkpoint.
+        use_ema: Take the averaged weights where the checkpoint has them.
+
+    Returns:
+        Tensors under the module's own names; optimizer states and the extra states of layers are left out.
+
+    Raises:
+        UserError: There is no whole checkpoint.
+    """
+    folder = _folder(Path(checkpoint), use_ema)
+    dtypes = stored_dtypes(folder)
+    wanted = {
+        name: torch.empty(shape, dtype=dtypes[name])
+        for name, shape in stored_shapes(folder).items()
+        if name.startswith(PREFIX) and name in dtypes
+    }
+    read_whole_tensors(wanted, folder)
+    return {name.removeprefix(PREFIX): value for name, value in wanted.items()}

@@ -1,0 +1,130 @@
+"""NeMo's Megatron strategy, made to run on CPU and GPU by one code path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies.ddp import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from megatron.core.distributed import DistributedDataParallelConfig
+from nemo import lightning as nl
+from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
+from nemo.lightning import _strategy_lib
+from nemo.lightning.pytorch.strategies.utils import ckpt_to_dir, init_model_parallel
+from torch import nn
+
+from nemo_cosmos.parallel import cpu
+from nemo_cosmos.parallel.startup import check_layout, end_model_parallel, save_checkpoints_in_process, seed_ranks
+
+
+class CosmosMegatronStrategy(nl.MegatronStrategy):
+    """`nl.MegatronStrategy` without its calls to CUDA, with reproducible seeds and early layout checks.
+
+    What differs from NeMo's:
+
+    - Without CUDA, Megatron is prepared for the CPU (`nemo_cosmos.parallel.cpu`) and ranks talk over gloo.
+    - Metrics are logged from where they are, not pinned and copied to "cuda".
+    - Every step is seeded from `seed` and the step's number, so a resumed run draws what an uninterrupted one would.
+    - A layout that does not fit the number of ranks is refused before any weight is allocated.
+    - A callback with a method `write_beside_checkpoint(trainer, directory)` may add files to a checkpoint while it
+      still counts as unfinished.
+
+    Args:
+        seed: Base of the random states (initialisation, dropout).
+        ddp: Megatron's DDP configuration; None gives the default one with a check for NaN gradients.
+        **kwargs: As for `nl.MegatronStrategy`.
+    """
+
+    def __init__(self, *, seed: int = 1234, ddp: DistributedDataParallelConfig | None = None, **kwargs: Any) -> None:  # noqa: ANN401 - NeMo's own arguments
+        super().__init__(ddp=ddp or DistributedDataParallelConfig(check_for_nan_in_grad=True), **kwargs)
+        self.seed = seed
+
+    def setup_distributed(self) -> None:
+        """Refuses an impossible layout, then starts the process groups and the random states.
+
+        Raises:
+            UserError: The parallel sizes do not fit the number of processes.
+        """
+        if self.root_device.type == "cpu":
+            cpu.enable(lightning=True)
+        check_layout(
+            self.cluster_environment.world_size(),
+            tensor=self.tensor_model_parallel_size,
+            pipeline=self.pipeline_model_parallel_size,
+            context=self.context_parallel_size,
+        )
+        if not self.async_save:
+            save_checkpoints_in_process()
+        # One process may train several models in turn; NeMo would keep the first one's groups.
+        end_model_parallel()
+        super().setup_distributed()
+        init_model_parallel(self.model)
+        self._seed_step(0)
+
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        """Makes the optimizers of a fit. NeMo's own expects them in a validation too, where Lightning makes none."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().setup_optimizers(trainer)
+
+    def training_step(self, dataloader_iter: Iterator, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401 - as NeMo's
+        """Forward and backward of one global batch; logs the loss."""
+        self._seed_step(self.trainer.global_step + 1)
+        with self.precision_plugin.train_step_context():
+            for chunk in self.model:
+                chunk.zero_grad_buffer()
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            output = self.model.training_step(dataloader_iter, *args, **kwargs)
+            loss = output if torch.is_tensor(output) else output["loss"]
+            # The first rank writes the logs; without this it would log the zero of a stage that computes no loss.
+            _strategy_lib._sync_from_last_pipeline_stage(loss, broadcast=False)  # noqa: SLF001 - NeMo's own use
+        self._log("global_step", self.trainer.global_step, prog_bar=True)
+        self._log("reduced_train_loss", loss, prog_bar=True)
+        return output
+
+    def optimizer_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        closure: Callable[[], Any],
+        model: pl.LightningModule | nn.Module | None = None,
+        **kwargs: Any,  # noqa: ANN401 - as NeMo's
+    ) -> Any:  # noqa: ANN401 - as NeMo's
+        """One optimizer step; logs the gradient norm before clipping."""
+        output = DDPStrategy.optimizer_step(self, optimizer, closure, model, **kwargs)
+        if isinstance(optimizer, McoreDistributedOptimizer):
+            output, grad_norm, _ = output
+            if grad_norm is not None:
+                self._log("grad_norm", grad_norm)
+        return output
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        filepath: str | Path,
+        storage_options: Any = None,  # noqa: ANN401 - as Lightning's
+    ) -> None:
+        """Writes the distributed checkpoint, and what callbacks put beside it."""
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+        for callback in self.trainer.callbacks:
+            if hasattr(callback, "write_beside_checkpoint"):
+                callback.write_beside_checkpoint(self.trainer, ckpt_to_dir(filepath))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
+        """Restores the optimizers. NeMo's own version builds a CUDA device mesh even when FSDP is off."""
+        if self._fsdp is not None:
+            super().load_optimizer_state_dict(checkpoint, selective_restore)
+        elif self.should_restore_optimizer_states(selective_restore=selective_restore):
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
+                optimizer.load_state_dict(state)
+
+    def _seed_step(self, step: int) -> None:
+        # Seeds of the ranks of one step lie within 100,000 of each other; the stride keeps the steps apart.
+        seed_ranks(self.seed + 1_000_003 * step, te_rng_tracker=self.use_te_rng_tracker)
+
+    def _log(self, name: str, value: torch.Tensor | float, prog_bar: bool = False) -> None:
+        self.lightning_module.log(name, torch.as_tensor(value, dtype=torch.float32), prog_bar=prog_bar, batch_size=1)

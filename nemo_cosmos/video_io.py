@@ -1,0 +1,151 @@
+"""Reading and writing video files with PyAV: uint8 frames outside, float [-1, 1] inside models."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import written_aside
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read_video(
+    source: str | Path | bytes, *, name: str | None = None, max_frames: int | None = None
+) -> tuple[np.ndarray, float]:
+    """Decodes a video.
+
+    Args:
+        source: Path of an mp4 or anything else that FFmpeg reads, or such a file's bytes.
+        name: What errors call it; the path when there is one.
+        max_frames: Stop after this many.
+
+    Returns:
+        Frames, uint8 RGB [T, H, W, 3], and frames per second.
+
+    Raises:
+        UserError: The file is missing, corrupt, or holds no picture.
+    """
+    name = name or ("video" if isinstance(source, bytes) else str(source))
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise UserError(f"{name}: no such video file. Check the path.")
+    frames = []
+    try:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+            if not container.streams.video:
+                raise UserError(f"{name}: holds no video stream. Give a file with pictures in it.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+            for frame in container.decode(stream):
+                frames.append(frame.to_ndarray(format="rgb24"))
+                if max_frames is not None and len(frames) >= max_frames:
+                    break
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{name}: cannot be decoded ({error}). The file is corrupt or not a video; remove it."
+        ) from error
+    if not frames or fps <= 0:
+        raise UserError(f"{name}: no frame could be decoded. The file is corrupt or empty; remove it.")
+    return np.stack(frames), fps
+
+
+def write_video(path: str | Path, frames: np.ndarray, *, fps: float, crf: int = 16) -> Path:
+    """Encodes frames as H.264 (yuv420p) in mp4, aside and renamed.
+
+    Args:
+        path: Where to write.
+        frames: uint8 RGB [T, H, W, 3]; H and W even.
+        fps: Frames per second.
+        crf: x264 constant rate factor; 16 is visually lossless.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: The frames' shape or dtype is wrong, or the disk is full.
+    """
+    path = Path(path)
+    if (
+        frames.dtype != np.uint8
+        or frames.ndim != 4
+        or frames.shape[-1] != 3
+        or frames.shape[1] % 2
+        or frames.shape[2] % 2
+    ):
+        raise UserError(
+            f"frames: got {frames.dtype} {frames.shape}, expected uint8 [T, H, W, 3] with even H and W. "
+            "Convert or pad them."
+        )
+    with written_aside(path) as aside, av.open(str(aside), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": str(crf), "preset": "veryfast"}
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scales frames to cover height x width (area filter) and crops the centre.
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        height: Wanted height in pixels.
+        width: Wanted width in pixels.
+
+    Returns:
+        uint8 [T, height, width, 3].
+    """
+    import cv2
+
+    old_height, old_width = frames.shape[1:3]
+    if (old_height, old_width) == (height, width):
+        return frames
+    scale = max(height / old_height, width / old_width)
+    size = (max(width, round(old_width * scale)), max(height, round(old_height * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    top, left = (size[1] - height) // 2, (size[0] - width) // 2
+    scaled = np.empty((len(frames), height, width, 3), np.uint8)
+    for i, picture in enumerate(frames):
+        scaled[i] = cv2.resize(picture, size, interpolation=method)[top : top + height, left : left + width]
+    return scaled
+
+
+def to_model(frames: np.ndarray) -> torch.Tensor:
+    """uint8 [T, H, W, 3] -> float32 [3, T, H, W] in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_pixels(video: torch.Tensor) -> np.ndarray:
+    """Float [3, T, H, W] in [-1, 1] -> uint8 [T, H, W, 3], clamped and rounded."""
+    import torch
+
+    scaled = video.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
+    return scaled.to(torch.uint8).permute(1, 2, 3, 0).cpu().contiguous().numpy()
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Reads a picture as uint8 RGB [H, W, 3].
+
+    Raises:
+        UserError: The file is missing or is no picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a picture ({error}). Give a png or jpg file.") from error

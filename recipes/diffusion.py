@@ -1,0 +1,144 @@
+"""Recipes that train diffusion WFMs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import nemo_run as run
+
+from recipes.annotations import with_types
+
+
+@with_types
+def diffusion_tiny_pretrain(
+    latents: str = "runs/latents",
+    directory: str = "runs/diffusion_tiny",
+    max_steps: int = 6000,
+) -> run.Partial:
+    """A Cosmos DiT of 6 layers for a CPU, Text2World on 17-frame latents of 128x128.
+
+    Args:
+        latents: Folder that the `tokenize` recipe wrote.
+        directory: The run's folder; the same one again goes on there.
+        max_steps: Optimizer steps, and the length of the learning-rate schedule.
+    """
+    from nemo_cosmos.diffusion.config import diffusion_tiny
+    from nemo_cosmos.training import api, defaults
+
+    return run.Partial(
+        api.pretrain,
+        model=_model(diffusion_tiny),
+        data=latent_data(latents, micro_batch_size=16, global_batch_size=16),
+        trainer=run.Config(defaults.default_trainer, max_steps=max_steps),
+        log=run.Config(defaults.default_log, directory=directory, save_every=200),
+        optim=adam(lr=1e-3, max_steps=max_steps, warmup=min(200, max_steps // 10), weight_decay=0.01),
+        resume=run.Config(defaults.default_resume),
+    )
+
+
+@with_types
+def diffusion_7b_pretrain(
+    latents: str = "runs/latents",
+    directory: str = "runs/diffusion_7b",
+    max_steps: int = 100_000,
+    num_nodes: int = 8,
+) -> run.Partial:
+    """The published 7B, Text2World at 512p: 57 frames of 640x512, 10,240 tokens; TP4 with SP, CP2, 8 GPUs a node.
+
+    Args:
+        latents: Folder that the `tokenize` recipe wrote with the 720p tokenizer and T5.
+        directory: The run's folder; the same one again goes on there.
+        max_steps: Optimizer steps, and the length of the learning-rate schedule.
+        num_nodes: Of 8 GPUs; the batch grows with them.
+    """
+    from nemo_cosmos.diffusion.config import diffusion_7b
+
+    return _pretrain_at_512p(diffusion_7b, latents, directory, max_steps, num_nodes, tp=4, weight_decay=0.1)
+
+
+@with_types
+def diffusion_14b_pretrain(
+    latents: str = "runs/latents",
+    directory: str = "runs/diffusion_14b",
+    max_steps: int = 100_000,
+    num_nodes: int = 16,
+) -> run.Partial:
+    """The published 14B, Text2World at 512p: 57 frames of 640x512, 10,240 tokens; TP8 with SP, CP2, 8 GPUs a node.
+
+    Args:
+        latents: Folder that the `tokenize` recipe wrote with the 720p tokenizer and T5.
+        directory: The run's folder; the same one again goes on there.
+        max_steps: Optimizer steps, and the length of the learning-rate schedule.
+        num_nodes: Of 8 GPUs; the batch grows with them.
+    """
+    from nemo_cosmos.diffusion.config import diffusion_14b
+
+    return _pretrain_at_512p(diffusion_14b, latents, directory, max_steps, num_nodes, tp=8, weight_decay=0.2)
+
+
+def _pretrain_at_512p(
+    size: Callable[..., Any],
+    latents: str,
+    directory: str,
+    max_steps: int,
+    num_nodes: int,
+    *,
+    tp: int,
+    weight_decay: float,
+) -> run.Partial:
+    """What the published sizes share.
+
+    Source: arXiv 2501.03575 section 5.1 (optimizer, stages); the layout and the batch are ours.
+    """
+    from nemo_cosmos.training import api, defaults
+
+    cp, gpus = 2, 8 * num_nodes
+    trainer = run.Config(
+        defaults.default_trainer,
+        max_steps=max_steps,
+        devices=8,
+        num_nodes=num_nodes,
+        tp=tp,
+        sp=True,
+        cp=cp,
+        async_save=True,
+    )
+    return run.Partial(
+        api.pretrain,
+        model=_model(size),
+        data=latent_data(latents, micro_batch_size=1, global_batch_size=4 * gpus // (tp * cp), num_workers=4),
+        trainer=trainer,
+        log=run.Config(defaults.default_log, directory=directory, save_every=1000),
+        optim=adam(lr=1e-4, max_steps=max_steps, warmup=2500, weight_decay=weight_decay),
+        resume=run.Config(defaults.default_resume),
+    )
+
+
+def _model(size: Callable[..., Any], **overrides: Any) -> run.Config:  # noqa: ANN401 - fields of DiTConfig
+    from nemo_cosmos.diffusion.conditioning import ConditioningConfig
+    from nemo_cosmos.diffusion.objective import EDM
+    from nemo_cosmos.diffusion.step import DiffusionModel
+
+    return run.Config(
+        DiffusionModel,
+        config=run.Config(size, **overrides),
+        edm=run.Config(EDM),
+        conditioning=run.Config(ConditioningConfig),
+    )
+
+
+def latent_data(path: str, **settings: Any) -> run.Config:  # noqa: ANN401 - arguments of LatentDataModule
+    """A latent cache as training data."""
+    from nemo_cosmos.data.datamodule import LatentDataModule
+
+    return run.Config(LatentDataModule, path=path, **settings)
+
+
+def adam(*, lr: float, max_steps: int, warmup: int, weight_decay: float) -> run.Config:
+    """Megatron's Adam with the published betas."""
+    from nemo_cosmos.training.defaults import default_optim
+
+    return run.Config(
+        default_optim, lr=lr, max_steps=max_steps, warmup=warmup, weight_decay=weight_decay, betas=(0.9, 0.99)
+    )

@@ -1,0 +1,69 @@
+"""All recipes by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nemo_cosmos.errors import user_error
+from recipes import diffusion, post_training, steps, tokenizer
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+PRETRAIN: dict[str, Callable[..., run.Partial]] = {
+    "tokenizer_tiny_pretrain": tokenizer.tokenizer_tiny_pretrain,
+    "tokenizer_cv8x8x8_720p_pretrain": tokenizer.tokenizer_cv8x8x8_720p_pretrain,
+    "diffusion_tiny_pretrain": diffusion.diffusion_tiny_pretrain,
+    "diffusion_7b_pretrain": diffusion.diffusion_7b_pretrain,
+    "diffusion_14b_pretrain": diffusion.diffusion_14b_pretrain,
+}
+"""Run by `nemo cosmos pretrain --factory NAME`."""
+
+FINETUNE: dict[str, Callable[..., run.Partial]] = {
+    "diffusion_tiny_action_finetune": post_training.diffusion_tiny_action_finetune,
+    "diffusion_7b_action_finetune": post_training.diffusion_7b_action_finetune,
+}
+"""Run by `nemo cosmos finetune --factory NAME`."""
+
+STEPS: dict[str, Callable[..., run.Partial]] = {
+    "collect": steps.collect,
+    "curate": steps.curate,
+    "curate_part": steps.curate_part,
+    "tokenize": steps.tokenize,
+    "tokenize_part": steps.tokenize_part,
+    "generate": steps.generate,
+    "evaluate": steps.evaluate,
+    "evaluate_tokenizer": steps.evaluate_tokenizer,
+}
+"""Run by `nemo cosmos NAME`."""
+
+RECIPES: dict[str, Callable[..., run.Partial]] = PRETRAIN | FINETUNE | STEPS
+
+
+def find(name: str) -> Callable[..., run.Partial]:
+    """Returns the recipe function called `name`.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in RECIPES:
+        raise user_error("recipe", name, f"one of {sorted(RECIPES)}", "See `nemo-cosmos recipes list`.")
+    return RECIPES[name]
+
+
+def describe() -> dict[str, str]:
+    """Returns what each recipe makes, in one line."""
+    return {name: (inspect.getdoc(recipe) or "").splitlines()[0] for name, recipe in RECIPES.items()}
+
+
+def as_yaml(name: str) -> str:
+    """Returns the whole configuration of a recipe with its default arguments.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    from nemo_run.cli.config import ConfigSerializer
+
+    return ConfigSerializer().serialize_yaml(find(name)())

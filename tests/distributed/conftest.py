@@ -1,0 +1,18 @@
+"""What the distributed tests of the DiT compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.dit_step import reference_step
+from tests.distributed.launch import run_ranks
+
+
+@pytest.fixture(scope="session")
+def one_rank_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File with the losses, gradients, weights and Adam's state of a step on one rank."""
+    folder = tmp_path_factory.mktemp("one_rank")
+    run_ranks(reference_step, 1, folder, {})
+    return folder / "reference.pt"

@@ -1,0 +1,94 @@
+"""Every recipe is complete, survives nemo-run's serialisation, and takes typed overrides."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import fiddle
+import nemo_run as run
+import pytest
+from fiddle import daglish
+from fiddle.experimental import serialization
+from nemo_run.cli.config import ConfigSerializer
+
+from nemo_cosmos.errors import UserError
+from recipes import registry
+from recipes.launch import configure
+
+
+@pytest.mark.parametrize("name", registry.RECIPES)
+def test_recipe_is_a_partial_with_every_required_argument(name: str) -> None:
+    recipe = registry.find(name)()
+    assert isinstance(recipe, run.Partial)
+    for value, _ in daglish.iterate(recipe):
+        if isinstance(value, fiddle.Buildable):
+            inspect.signature(fiddle.get_callable(value)).bind(**fiddle.ordered_arguments(value))
+
+
+@pytest.mark.parametrize("name", registry.RECIPES)
+def test_recipe_survives_what_executors_send_over(name: str) -> None:
+    recipe = registry.find(name)()
+    assert serialization.load_json(serialization.dump_json(recipe)) == recipe
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert ConfigSerializer().deserialize_yaml(registry.as_yaml(name)).__fn_or_cls__ is recipe.__fn_or_cls__
+
+
+def test_every_recipe_has_one_line_to_describe_it() -> None:
+    lines = registry.describe()
+    assert set(lines) == set(registry.RECIPES)
+    assert all(line.endswith(".") and len(line) < 130 for line in lines.values())
+
+
+def test_fresh_configurations_share_nothing() -> None:
+    first, second = registry.find("diffusion_tiny_pretrain")(), registry.find("diffusion_tiny_pretrain")()
+    first.trainer.max_steps = 1
+    assert second.trainer.max_steps == 6000
+
+
+def test_overrides_get_the_types_of_the_targets() -> None:
+    overrides = [
+        "trainer.max_steps=5",
+        "trainer.sp=true",
+        "trainer.vp=None",
+        "optim.lr=3e-4",
+        "data.sources=('street','arm')",
+        "model.config.num_layers=3",
+        "model.conditioning.text_dropout=0.5",
+    ]
+    recipe = configure("diffusion_tiny_pretrain", overrides)
+    assert recipe.trainer.max_steps == 5
+    assert recipe.trainer.sp is True
+    assert recipe.trainer.vp is None
+    assert recipe.optim.lr == 3e-4
+    assert recipe.data.sources == ("street", "arm")
+    assert fiddle.build(recipe.model.config).num_layers == 3
+    assert fiddle.build(recipe.model.conditioning).text_dropout == 0.5
+
+
+@pytest.mark.parametrize("override", ["trainer.max_stepz=5", "trainer.max_steps=soon", "trainer", "nothing.at.all=1"])
+def test_bad_override_is_one_clear_error(override: str) -> None:
+    with pytest.raises(UserError, match=r"override: got '.*expected `name=value`"):
+        configure("diffusion_tiny_pretrain", [override])
+
+
+def test_unknown_recipe_is_refused() -> None:
+    with pytest.raises(UserError, match="recipe: got 'diffusion_70b'.*diffusion_7b_pretrain"):
+        registry.find("diffusion_70b")
+
+
+@pytest.mark.parametrize(("name", "tp"), [("diffusion_7b_pretrain", 4), ("diffusion_14b_pretrain", 8)])
+def test_published_sizes_fit_their_layout(name: str, tp: int) -> None:
+    from nemo_cosmos.diffusion.config import check_layout
+
+    recipe = registry.find(name)()
+    assert recipe.trainer.tp == tp
+    config = fiddle.build(recipe.model.config)
+    config.sequence_parallel = recipe.trainer.sp
+    latent_57_frames_512p = (8, 64, 80)
+    num_tokens = 8 * 32 * 40
+    assert config.token_grid(latent_57_frames_512p) == (8, 32, 40)
+    check_layout(config, recipe.trainer.tp, 1, recipe.trainer.cp, num_tokens)
+    ranks = recipe.trainer.devices * recipe.trainer.num_nodes
+    data_parallel = ranks // (recipe.trainer.tp * recipe.trainer.cp)
+    assert recipe.data.global_batch_size % (recipe.data.micro_batch_size * data_parallel) == 0

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nemo_cosmos.checkpoints.convert import convert
+from nemo_cosmos.checkpoints.detect import Format, detect
+from nemo_cosmos.checkpoints.load import load_network, load_tokenizer
+from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.diffusion.architecture import architecture_of, config_from
+from nemo_cosmos.diffusion.config import diffusion_tiny
+from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import write_json
+from nemo_cosmos.parallel.startup import initialize
+from nemo_cosmos.tokenizer import weights
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.weights import read_tensors
+
+
+def _card(config):
+    return CheckpointCard(model="test", config=config, step=3, data="none", command="test")
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dit") / "model.safetensors"
+    config = diffusion_tiny(num_layers=2)
+    with initialize():
+        model = CosmosDiT(config)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.1, generator=generator)
+        state = {name: tensor.detach().clone() for name, tensor in model.global_tensors()}
+    save_file(state, path)
+    write_json(path.with_suffix(".json"), _card(architecture_of(config)).to_dict())
+    return path, state
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    torch.manual_seed(0)
+    model = CausalVideoTokenizer(TokenizerConfig(channels=8, num_res_blocks=1))
+    return weights.save(model, tmp_path_factory.mktemp("tokenizer") / "folder"), model.state_dict()
+
+
+def _same(found, expected):
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_wfm_survives_nemo_and_reference_bit_for_bit(dit, tmp_path):
+    path, state = dit
+    convert(path, tmp_path / "nemo", to="nemo")
+    assert detect(tmp_path / "nemo") is Format.NEMO
+    with initialize():
+        network, card = load_network(tmp_path / "nemo")
+        assert card.step == 3
+        assert _same(dict(network.global_tensors()), state)
+    convert(tmp_path / "nemo", tmp_path / "back.safetensors", to="safetensors")
+    assert _same(read_tensors(tmp_path / "back.safetensors"), state)
+    convert(tmp_path / "nemo", tmp_path / "reference.pt", to="reference")
+    names = torch.load(tmp_path / "reference.pt", weights_only=True)
+    assert "net.blocks.block1.blocks.0.block.attn.to_q.0.weight" in names
+    assert torch.equal(names["logvar.1.weight"], state["logvar_head.linear.weight"])
+
+
+def test_a_wfm_survives_diffusers_but_for_the_uncertainty_head(dit, tmp_path):
+    from diffusers import CosmosTransformer3DModel
+
+    path, state = dit
+    result = convert(path, tmp_path / "diffusers", to="diffusers")
+    assert all(name.startswith("logvar_head") for name in result["dropped"])
+    CosmosTransformer3DModel.from_pretrained(tmp_path / "diffusers")
+    convert(tmp_path / "diffusers", tmp_path / "back.safetensors", to="safetensors")
+    assert _same(read_tensors(tmp_path / "back.safetensors"), {n: t for n, t in state.items() if "logvar" not in n})
+
+
+def test_a_tokenizer_survives_every_format(tokenizer, tmp_path):
+    from diffusers import AutoencoderKLCosmos
+
+    folder, state = tokenizer
+    convert(folder, tmp_path / "diffusers", to="diffusers")
+    AutoencoderKLCosmos.from_pretrained(tmp_path / "diffusers")
+    convert(tmp_path / "diffusers", tmp_path / "nemo", to="nemo")
+    assert _same(load_tokenizer(tmp_path / "nemo").model.state_dict(), state)
+    convert(tmp_path / "nemo", tmp_path / "reference.safetensors", to="reference")
+    assert set(state) <= set(read_tensors(tmp_path / "reference.safetensors"))
+
+
+def test_reference_weights_need_a_preset(tokenizer, tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="--preset.*diffusion_7b"):
+        convert(tmp_path / "a.pt", tmp_path / "b", to="nemo")
+    with pytest.raises(UserError, match="missing"):
+        convert(tmp_path / "a.pt", tmp_path / "b", to="nemo", preset="CV8x8x8-tiny")
+
+
+def test_bad_places_and_formats_are_refused(dit, tmp_path):
+    path, _ = dit
+    with pytest.raises(UserError, match="--to"):
+        convert(path, tmp_path / "a", to="onnx")
+    with pytest.raises(UserError, match="neither a folder nor embedded"):
+        convert("nowhere", tmp_path / "a", to="nemo")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is none of"):
+        convert(tmp_path / "empty", tmp_path / "a", to="nemo")
+    with pytest.raises(UserError, match=r"\.pt or \.safetensors"):
+        convert(path, tmp_path / "folder", to="reference")
+
+
+def test_an_architecture_survives_json(dit):
+    config = diffusion_tiny(action_dim=7, extra_pos_embed="learnable")
+    assert architecture_of(config_from(architecture_of(config))) == architecture_of(config)
+    with pytest.raises(UserError, match="missing \\['num_layers'\\]"):
+        config_from({n: v for n, v in architecture_of(config).items() if n != "num_layers"})

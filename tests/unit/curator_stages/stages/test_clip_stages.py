@@ -1,0 +1,213 @@
+"""The stages that work on one span's clips."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from curator_stages.captioners import make_captioner
+from curator_stages.config import CurationConfig
+from curator_stages.decode import DecodedSpan
+from curator_stages.stages.caption import CaptionStage
+from curator_stages.stages.embed import EmbedStage
+from curator_stages.stages.motion import MotionFilterStage, motion_scores
+from curator_stages.stages.reader import plan_spans
+from curator_stages.stages.shot_split import ShotSplitStage
+from curator_stages.stages.transcode import TranscodeStage, encode_h264
+from curator_stages.tasks import Clip, ClipsTask, SpanTask
+from nemo_cosmos.contracts import CaptionWindow
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.video_io import read_video, write_video
+from tests.unit.curator_stages.samples import SIZE, moving_texture, real_frames, simulated_video, write_simulated
+
+
+def split(folder: Path, config: CurationConfig, index: int = 0) -> ClipsTask:
+    span = plan_spans(folder, folder / "out", config)[index]
+    stage = ShotSplitStage(config=config)
+    stage.setup()
+    return stage.process(SpanTask(dataset_name="d", data=span))
+
+
+def test_clips_are_shots_cut_into_windows(tmp_path: Path, config: CurationConfig) -> None:
+    frames = np.concatenate([moving_texture(25, seed=1), moving_texture(3, seed=2), moving_texture(8, seed=3)])
+    write_video(tmp_path / "v.mp4", frames, fps=10)
+    task = split(tmp_path, replace(config, max_s=1.0))
+    spans = [(c.record.start_frame, c.record.num_frames, c.record.rejected_reason) for c in task.data]
+    too_short = "0.30 s long, shorter than 0.5 s"
+    assert spans == [(0, 10, None), (10, 10, None), (20, 5, None), (25, 3, too_short), (28, 8, None)]
+    assert [c.frames.shape for c in task.kept()] == [(n, SIZE, SIZE, 3) for n in (10, 10, 5, 8)]
+    assert len({c.record.clip_id for c in task.data}) == 5
+
+
+def test_largest_number_of_clips_is_kept_to(tmp_path: Path, config: CurationConfig) -> None:
+    write_video(tmp_path / "v.mp4", moving_texture(60, seed=1), fps=10)
+    capped = replace(config, max_s=1.0, span_s=3.0, max_clips_per_video=3)
+    firsts = [c.record.start_frame for i in range(2) for c in split(tmp_path, capped, i).kept()]
+    assert firsts == [0, 10, 30]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "promised", "reason"),
+    [(1, None, "holds a single frame"), (20, 25, "its sidecar tells of 25 frames, the file holds 20")],
+)
+def test_unusable_frames_are_told(
+    tmp_path: Path, config: CurationConfig, num_frames: int, promised: int | None, reason: str
+) -> None:
+    if promised:
+        write_simulated(tmp_path, "v", simulated_video(promised), seed=1)
+    write_video(tmp_path / "v.mp4", moving_texture(num_frames, seed=1), fps=10)
+    (clip,) = split(tmp_path, config).data
+    assert (clip.record.rejected_by, clip.record.rejected_reason) == ("shot_split", reason)
+
+
+def test_damaged_rest_of_a_video_is_a_row_of_its_own(
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "v.mp4", moving_texture(20, seed=1), fps=10)
+    frames = [np.zeros((SIZE, SIZE, 3), np.uint8)] * 12
+    broken = DecodedSpan(frames=frames, source_height=96, source_width=96, error="bad packet")
+    monkeypatch.setattr("curator_stages.stages.shot_split.decode_span", lambda *_, **__: broken)
+    records = [c.record for c in split(tmp_path, config).data]
+    assert [(r.start_frame, r.num_frames, r.rejected_reason) for r in records] == [(0, 12, None), (12, 0, "bad packet")]
+
+
+def test_simulated_video_is_one_shot_and_conditions_follow_its_clips(tmp_path: Path, config: CurationConfig) -> None:
+    write_simulated(tmp_path, "v", simulated_video(20), seed=1)
+    write_video(tmp_path / "v.mp4", np.concatenate([moving_texture(10, seed=s) for s in (1, 2)]), fps=10)
+    config = replace(config, max_s=1.5)
+    task = TranscodeStage(config=config).process(split(tmp_path, config))
+    records = [c.record for c in task.data]
+    assert [(r.start_frame, r.num_frames) for r in records] == [(0, 15), (15, 5)]
+    assert [a[0] for a in records[1].conditions.actions] == [15, 16, 17, 18]
+    assert [p[0][0] for p in records[1].conditions.camera_poses] == [15, 16, 17, 18, 19]
+    scale = SIZE / 96
+    np.testing.assert_allclose(records[0].conditions.intrinsics[0], [50 * scale, 0, 48 * scale])
+
+
+def test_mp4_has_short_groups_of_pictures_and_good_quality() -> None:
+    frames = np.stack(real_frames("bikes", 0, 20, size=128))
+    data = encode_h264(frames, fps=10.0, crf=16, gop=8)
+    assert data == encode_h264(frames, fps=10.0, crf=16, gop=8)
+    decoded, fps = read_video(data)
+    error = np.square(decoded.astype(float) - frames).mean()
+    assert decoded.shape == frames.shape and fps == 10.0 and 10 * np.log10(255**2 / error) > 38
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        keys = [i for i, packet in enumerate(p for p in container.demux(stream) if p.size) if packet.is_keyframe]
+    assert keys == [0, 8, 16]
+
+
+def test_motion_is_displacement_over_height_plus_width() -> None:
+    frames = moving_texture(10, seed=1, height=128, width=128, speed=2)
+    mean, least = motion_scores(frames, pairs=4, patch=64)
+    assert mean == pytest.approx(2 / 256, rel=0.15)
+    assert least == pytest.approx(mean, rel=0.3)
+
+
+def test_stillest_patch_is_seen() -> None:
+    frames = moving_texture(10, seed=1, height=128, width=128)
+    frames[:, :64, :64] = frames[0, :64, :64]
+    mean, least = motion_scores(frames, pairs=4, patch=64)
+    # Flow is smeared across the border of the still corner: its middle measures 0.01 of the moving part.
+    assert least < 0.2 * mean
+
+
+def test_still_clips_are_rejected_even_with_grain(tmp_path: Path, config: CurationConfig) -> None:
+    still = np.repeat(moving_texture(1, seed=1), 10, axis=0).astype(int)
+    grain = np.random.default_rng(0).normal(0, 2, still.shape)
+    write_video(tmp_path / "still.mp4", np.clip(still + grain, 0, 255).astype(np.uint8), fps=10)
+    write_video(tmp_path / "moving.mp4", moving_texture(10, seed=1), fps=10)
+    for index, kept in ((0, True), (1, False)):
+        task = MotionFilterStage(config=config).process(split(tmp_path, config, index))
+        assert task.data[0].kept == kept
+        assert set(task.data[0].record.scores) > {"motion_global_mean", "motion_per_patch_min_256"}
+    assert task.data[0].record.rejected_reason.startswith("too still: motion_global_mean")
+
+
+class Shuffling:
+    """Answers in another order than it was asked."""
+
+    def caption(self, clips: Sequence[Clip]) -> dict[str, tuple[CaptionWindow, ...]]:
+        return {
+            clip.record.clip_id: (
+                CaptionWindow(
+                    start_frame=0, end_frame=1, text=f"starts at {clip.record.start_frame}", captioner="test"
+                ),
+            )
+            for clip in reversed(clips)
+        }
+
+
+class Forgetful(Shuffling):
+    def caption(self, clips: Sequence[Clip]) -> dict[str, tuple[CaptionWindow, ...]]:
+        return super().caption(clips[1:])
+
+
+@pytest.fixture
+def captioners(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_captioners")
+    module.Shuffling, module.Forgetful = Shuffling, Forgetful
+    monkeypatch.setitem(sys.modules, "my_captioners", module)
+
+
+def captioned(task: ClipsTask, config: CurationConfig, name: str) -> ClipsTask:
+    stage = CaptionStage(config=replace(config, captioner=f"my_captioners:{name}"))
+    stage.setup()
+    return stage.process(task)
+
+
+def test_captions_never_land_on_another_clip(tmp_path: Path, config: CurationConfig, captioners: None) -> None:
+    write_video(tmp_path / "v.mp4", moving_texture(30, seed=1), fps=10)
+    task = split(tmp_path, replace(config, max_s=1.0))
+    task.data.reverse()
+    task.data[1].reject("motion_filter", "still")
+    captions = [[w.text for w in c.record.captions] for c in captioned(task, config, "Shuffling").data]
+    assert captions == [["starts at 20"], [], ["starts at 0"]]
+
+
+def test_captioner_that_leaves_a_clip_out_fails(tmp_path: Path, config: CurationConfig, captioners: None) -> None:
+    write_video(tmp_path / "v.mp4", moving_texture(30, seed=1), fps=10)
+    with pytest.raises(ValueError, match="Forgetful"):
+        captioned(split(tmp_path, replace(config, max_s=1.0)), config, "Forgetful")
+
+
+def test_sidecar_captions_win_and_are_cut_to_the_clip(tmp_path: Path, config: CurationConfig, captioners: None) -> None:
+    write_simulated(tmp_path, "v", simulated_video(20), seed=1)
+    task = captioned(split(tmp_path, replace(config, max_s=1.0)), config, "Shuffling")
+    assert [[w.text for w in c.record.captions] for c in task.data] == [["drive first half"], ["drive second half"]]
+
+
+@pytest.mark.parametrize("name", ["no_such_package:Captioner", "curator_stages.tasks:NoSuchCaptioner", "vila"])
+def test_unavailable_captioner_is_a_user_error(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        make_captioner(name)
+
+
+def test_embedding_tells_clips_apart_and_drops_frames(tmp_path: Path, config: CurationConfig) -> None:
+    write_video(tmp_path / "v.mp4", moving_texture(10, seed=1), fps=10)
+    task = split(tmp_path, config)
+    (template,) = task.data
+    shown = (("carphone_pristine", 60), ("carphone_pristine", 90), ("bikes", 100))
+    task.data = [replace(template, frames=np.stack(real_frames(name, n, n + 2, size=128))) for name, n in shown]
+    stage = EmbedStage(config=config)
+    stage.setup()
+    first, second, third = (clip.embedding for clip in stage.process(task).data)
+    assert first.dtype == np.float32 and np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
+    # The same shot a second later, and another one.
+    assert first @ second > 0.8 and first @ third < 0.5
+    assert all(clip.frames is None for clip in task.data)
+
+
+def test_cuda_without_a_device_is_a_user_error(config: CurationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="device"):
+        EmbedStage(config=replace(config, device="cuda")).setup()

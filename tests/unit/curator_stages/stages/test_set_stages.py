@@ -1,0 +1,188 @@
+"""The stages that work on all clips of a run."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from curator_stages.config import CurationConfig
+from curator_stages.stages.report import ReportStage
+from curator_stages.stages.semantic_dedup import SemanticDedupStage, find_duplicates
+from curator_stages.stages.transcode import encode_h264
+from curator_stages.stages.write import WriteStage, bucket_of
+from curator_stages.tasks import ClipSetTask, StoredClip
+from nemo_cosmos.contracts import ClipRecord, Conditions
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.video_io import read_video
+from tests.unit.curator_stages.samples import moving_texture
+
+
+def record(name: str, *, pixels: int = 100, frames: int = 10, rollout: str | None = None, start: int = 0) -> ClipRecord:
+    """A clip of `pixels` x `pixels`; a simulated one where `rollout` is given."""
+    return ClipRecord(
+        clip_id=name,
+        source_video=f"{name}.mp4",
+        source="s",
+        rollout=rollout or name,
+        split="train",
+        start_frame=start,
+        num_frames=frames,
+        fps=10.0,
+        height=64,
+        width=64,
+        conditions=Conditions(actions=[[0.0] * 7] * (frames - 1)) if rollout else Conditions(),
+        scores={"source_height": float(pixels), "source_width": float(pixels)},
+    )
+
+
+def near(similarities: list[float]) -> np.ndarray:
+    """Unit vectors [N, 8] with these cosines to the first one, which is the first row."""
+    rows = [np.eye(8)[0]] + [
+        c * np.eye(8)[0] + np.sqrt(1 - c * c) * np.eye(8)[i + 1] for i, c in enumerate(similarities)
+    ]
+    return np.stack(rows).astype(np.float32)
+
+
+def test_highest_resolution_is_kept_then_the_longest(config: CurationConfig) -> None:
+    records = [record("small", pixels=50, frames=30), record("short"), record("best", frames=20), record("other")]
+    same = np.repeat(near([]), 3, axis=0)
+    found = find_duplicates(records, np.concatenate([same, near([0.5])[1:]]), config)
+    assert found == {0: (2, pytest.approx(1.0)), 1: (2, pytest.approx(1.0))}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "similarity", "duplicate"),
+    [
+        (record("a"), record("b"), 0.96, True),
+        (record("a"), record("b"), 0.94, False),
+        (record("a", rollout="x"), record("b", rollout="x", start=10), 1.0, False),
+        (record("a", rollout="x"), record("b", rollout="x"), 1.0, True),
+        (record("a", rollout="x"), record("b", rollout="y"), 0.96, False),
+        (record("a", rollout="x"), record("b", rollout="y"), 0.995, True),
+        (record("a", rollout="x"), record("b"), 0.96, True),
+    ],
+    ids=["real", "real-apart", "same-rollout", "copied", "rollouts-alike", "rollouts-same", "mixed"],
+)
+def test_what_is_held_against_what(
+    config: CurationConfig, first: ClipRecord, second: ClipRecord, similarity: float, duplicate: bool
+) -> None:
+    assert bool(find_duplicates([first, second], near([similarity]), config)) is duplicate
+
+
+def test_clusters_give_what_one_cluster_gives(config: CurationConfig) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 16))
+    noisy = centres.repeat(5, 0) + rng.normal(0, 0.01, (200, 16))
+    embeddings = (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+    records = [record(f"{i:03d}") for i in range(200)]
+    whole = find_duplicates(records, embeddings, config)
+    assert find_duplicates(records, embeddings, replace(config, dedup_clusters=8)) == whole
+    assert set(whole) == set(range(200)) - set(range(0, 200, 5))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[StoredClip]:
+    """Four clips with files, one of them a duplicate, and one rejected without files."""
+    import cv2
+
+    records = [record("a"), record("b", frames=12, pixels=200), record("c", frames=20), record("d")]
+    stored = []
+    for number, (item, vector) in enumerate(zip(records, near([0.99, 0.2, 0.1]), strict=True)):
+        clip = StoredClip(record=item, folder=str(tmp_path))
+        frames = moving_texture(item.num_frames, seed=number, height=64, width=64)
+        clip.file(".mp4").write_bytes(encode_h264(frames, fps=10.0, crf=16, gop=8))
+        cv2.imwrite(str(clip.file(".jpg")), frames[0])
+        np.save(clip.file(".npy"), vector)
+        stored.append(clip)
+    broken = replace(record("e"), num_frames=0, rejected_by="read", rejected_reason="the file is empty (0 bytes)")
+    return [*stored, StoredClip(record=broken, folder=str(tmp_path))]
+
+
+def run_set(clips: list[StoredClip], output: Path, config: CurationConfig) -> ClipSetTask:
+    task = ClipSetTask(dataset_name="clips", data=list(clips))
+    stages = [
+        SemanticDedupStage(config=config),
+        WriteStage(output_dir=str(output), config=config),
+        ReportStage(output_dir=str(output), seconds={"read": 1.0}),
+    ]
+    for stage in stages:
+        task = stage.process(task)
+    return task
+
+
+def test_shards_are_read_by_webdataset(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
+    output = tmp_path / "out"
+    run_set(clips, output, replace(config, clips_per_shard=1))
+    tars = sorted(output.glob("resolution_*/aspect_ratio_*/frames_*/shard-*.tar"))
+    assert [t.relative_to(output).as_posix() for t in tars] == [
+        "resolution_64/aspect_ratio_1_1/frames_17_32/shard-000000.tar",
+        "resolution_64/aspect_ratio_1_1/frames_9_16/shard-000000.tar",
+        "resolution_64/aspect_ratio_1_1/frames_9_16/shard-000001.tar",
+    ]
+    for sample in webdataset.WebDataset([str(t) for t in tars], shardshuffle=False):
+        told = ClipRecord.from_dict(json.loads(sample["json"]))
+        assert told.clip_id == sample["__key__"]
+        assert sample["__url__"].endswith(told.shard)
+        assert len(read_video(sample["mp4"])[0]) == told.num_frames
+
+
+def test_manifest_has_a_row_for_every_clip(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
+    run_set(clips, tmp_path / "out", config)
+    rows = {row["clip_id"]: row for row in pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()}
+    assert {name: row["kept"] for name, row in rows.items()} == dict(a=False, b=True, c=True, d=True, e=False)
+    assert rows["a"]["rejected_reason"] == "near-duplicate of b (cosine similarity 0.9900)"
+    assert rows["a"]["score_dedup_similarity"] == pytest.approx(0.99) and rows["b"]["score_dedup_similarity"] is None
+    assert rows["e"]["rejected_by"] == "read" and rows["e"]["shard"] is None
+
+
+def test_report_tells_everything(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
+    run_set(clips, tmp_path / "out", config)
+    page = (tmp_path / "out" / "report.html").read_text()
+    for part in ("Funnel", "Near-duplicates", "a.mp4 and b.mp4", "the file is empty", "data:image/jpeg"):
+        assert part in page
+    summary = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert summary["num_kept"] == 3 and summary["rejected"] == {"read": 1, "semantic_dedup": 1}
+
+
+def test_a_set_with_nothing_kept_is_still_reported(
+    clips: list[StoredClip], tmp_path: Path, config: CurationConfig
+) -> None:
+    run_set(clips[-1:], tmp_path / "out", config)
+    assert pq.read_table(tmp_path / "out" / "manifest.parquet").num_rows == 1
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_full_disk_leaves_the_former_set(
+    clips: list[StoredClip], tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    run_set(clips, output, config)
+    before = {p: p.read_bytes() for p in output.rglob("*.tar")} | {output / "manifest.parquet": None}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("curator_stages.stages.write.write_manifest", full)
+    with pytest.raises(UserError, match="disk is full"):
+        run_set(clips[1:], output, config)
+    assert all(p.is_file() and (data is None or p.read_bytes() == data) for p, data in before.items())
+
+
+@pytest.mark.parametrize(
+    ("size", "frames", "bucket"),
+    [
+        ((256, 256), 17, "resolution_256/aspect_ratio_1_1/frames_17_32"),
+        ((704, 1280), 65, "resolution_704/aspect_ratio_16_9/frames_65_128"),
+        ((480, 640), 64, "resolution_480/aspect_ratio_4_3/frames_33_64"),
+        ((1280, 720), 2, "resolution_720/aspect_ratio_9_16/frames_2_2"),
+    ],
+)
+def test_buckets(size: tuple[int, int], frames: int, bucket: str) -> None:
+    assert bucket_of(replace(record("a"), height=size[0], width=size[1], num_frames=frames)) == bucket

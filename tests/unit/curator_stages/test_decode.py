@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from curator_stages import decode
+from curator_stages.decode import UnusableVideoError, decode_span, probe
+from nemo_cosmos.video_io import write_video
+from tests.unit.curator_stages.samples import moving_texture
+
+
+def numbered(num_frames: int) -> np.ndarray:
+    """Frames whose grey value tells their number."""
+    values = (np.arange(num_frames) * 3).astype(np.uint8)
+    return np.broadcast_to(values[:, None, None, None], (num_frames, 32, 32, 3)).copy()
+
+
+def numbers(frames: list[np.ndarray]) -> list[int]:
+    return [round(float(f.mean()) / 3) for f in frames]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 10), (17, 40), (60, None)])
+def test_a_span_holds_exactly_its_frames(tmp_path: Path, start: int, end: int | None) -> None:
+    path = write_video(tmp_path / "v.mp4", numbered(80), fps=29.97)
+    info = probe(path)
+    assert info.num_frames == 80
+    decoded = decode_span(path, start_frame=start, end_frame=end, fps=info.fps, size=(32, 32))
+    assert numbers(decoded.frames) == list(range(start, end or 80))
+    assert decoded.error is None
+
+
+def test_frames_come_at_the_stored_size_and_upright(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", moving_texture(4, seed=1, height=64, width=96), fps=10)
+    decoded = decode_span(path, start_frame=0, end_frame=None, fps=10.0, size=(48, 48))
+    assert decoded.frames[0].shape == (48, 48, 3)
+    assert (decoded.source_height, decoded.source_width) == (64, 96)
+
+
+def test_damage_gives_the_frames_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "v.mp4", numbered(20), fps=10)
+    pictures = decode._pictures
+
+    def damaged(*args: object) -> Iterator[np.ndarray]:
+        yield from itertools.islice(pictures(*args), 8)
+        raise av.InvalidDataError(0, "bad packet")
+
+    monkeypatch.setattr(decode, "_pictures", damaged)
+    decoded = decode_span(path, start_frame=5, end_frame=None, fps=10.0, size=(32, 32))
+    assert numbers(decoded.frames) == list(range(5, 13))
+    assert decoded.error == "cannot be decoded after frame 13 (bad packet)"
+
+
+def test_unusable_files_say_why(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    for name, reason in (
+        ("empty", "0 bytes"),
+        ("noise", r"cannot be opened as a video \(Invalid data[^/]*\)$"),
+        ("sound", "no video stream"),
+    ):
+        with pytest.raises(UnusableVideoError, match=reason):
+            probe(tmp_path / f"{name}.mp4")

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from curator_stages.config import CurationConfig
+from curator_stages.pipeline import curate
+from curator_stages.stages.save_span import SaveSpanStage
+from curator_stages.work import WorkFolder
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.video_io import write_video
+from tests.unit.curator_stages.samples import moving_texture
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Everything that a consumer of the set reads."""
+    files = [folder / "manifest.parquet", *folder.glob("resolution_*/**/*.tar")]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def test_whole_road(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
+    summary = curate(videos, tmp_path / "out", config, progress=False)
+    rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    told = {(r["source_video"], r["start_frame"]): r for r in rows}
+    assert set(told) == {
+        ("holiday/beach.mp4", 0),
+        ("holiday/beach.mp4", 12),
+        ("holiday/broken.mp4", 0),
+        ("street/drive_a.mp4", 0),
+        ("street/drive_b.mp4", 0),
+    }
+    assert told["holiday/broken.mp4", 0]["rejected_reason"] == "the file is empty (0 bytes)"
+    assert told["street/drive_b.mp4", 0]["split"] == "heldout"
+    assert "drive_a first half" in told["street/drive_a.mp4", 0]["captions"]
+    assert summary.num_kept == sum(r["kept"] for r in rows) == summary.num_clips - sum(summary.rejected.values())
+    assert {"read", "shot_split", "transcode", "motion_filter", "caption", "embed", "semantic_dedup", "write"} <= set(
+        summary.seconds
+    )
+
+
+def test_second_run_does_nothing_and_says_so(
+    videos: Path, tmp_path: Path, config: CurationConfig, capsys: pytest.CaptureFixture
+) -> None:
+    first = curate(videos, tmp_path / "out", config, progress=False)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != "lock"}
+    second = curate(videos, tmp_path / "out", config)
+    assert second == replace(first, unchanged=True)
+    assert "nothing to do" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+def test_only_what_changed_is_done_again(
+    videos: Path, tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    save = SaveSpanStage.process
+    monkeypatch.setattr(
+        SaveSpanStage, "process", lambda self, task: done.append(task.span.source_video) or save(self, task)
+    )
+    curate(videos, tmp_path / "out", config, progress=False)
+    done.clear()
+    write_video(videos / "holiday" / "new.mp4", moving_texture(10, seed=9), fps=10)
+    (videos / "holiday" / "broken.mp4").unlink()
+    curate(videos, tmp_path / "out", config, progress=False)
+    assert done == ["holiday/new.mp4"]
+    kept_results = {p.name for p in (tmp_path / "out" / ".work" / "spans").iterdir()}
+    assert len(kept_results) == 4
+    done.clear()
+    curate(videos, tmp_path / "out", replace(config, dedup_similarity=0.5), progress=False)
+    assert done == []
+
+
+def test_missing_shard_is_written_again(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
+    curate(videos, tmp_path / "out", config, progress=False)
+    before = outputs(tmp_path / "out")
+    next((tmp_path / "out").glob("resolution_*/**/*.tar")).unlink()
+    assert not curate(videos, tmp_path / "out", config, progress=False).unchanged
+    assert outputs(tmp_path / "out") == before
+
+
+_RUN = """
+import json, sys
+from curator_stages.pipeline import CurationConfig, curate
+curate(sys.argv[1], sys.argv[2], CurationConfig(**json.loads(sys.argv[3])), progress=False)
+"""
+
+
+def test_killed_run_goes_on_to_the_same_result(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
+    for i in range(6):
+        write_video(videos / "more" / f"{i}.mp4", moving_texture(20, seed=20 + i), fps=10)
+    spans = tmp_path / "killed" / ".work" / "spans"
+    command = [sys.executable, "-c", _RUN, str(videos), str(tmp_path / "killed"), json.dumps(asdict(config))]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    _wait_until(lambda: spans.is_dir() and len(list(spans.glob("[!.]*"))) >= 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {p: p.stat().st_mtime_ns for p in spans.glob("[!.]*/result.json")}
+    assert 3 <= len(finished) < 10
+    assert not (tmp_path / "killed" / "manifest.parquet").exists()
+    curate(videos, tmp_path / "killed", config, progress=False)
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    curate(videos, tmp_path / "whole", config, progress=False)
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+
+
+def _wait_until(ready: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.002)
+
+
+def test_half_written_result_is_cleared_away(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
+    work = tmp_path / "out" / ".work"
+    leftovers = [work / "spans" / ".abc.1234.part", work / ".set.1234.part"]
+    for folder in leftovers:
+        folder.mkdir(parents=True)
+    leftovers.append(tmp_path / "out" / ".report.1234.part.html")
+    leftovers[-1].write_text("")
+    curate(videos, tmp_path / "out", config, progress=False)
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_lost_worker_is_told(
+    videos: Path, tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = SaveSpanStage.process
+    monkeypatch.setattr(
+        SaveSpanStage, "process", lambda self, task: None if "drive_a" in task.span.path else save(self, task)
+    )
+    with pytest.raises(UserError, match="drive_a.mp4.*Run again"):
+        curate(videos, tmp_path / "out", config, progress=False)
+
+
+def test_what_a_ray_worker_raised_is_unwrapped(
+    videos: Path, tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import RayTaskError
+
+    def fail(*_: object) -> None:
+        raise RayTaskError("save_span", "Traceback ...", UserError("the disk is full")).as_instanceof_cause()
+
+    monkeypatch.setattr(SaveSpanStage, "process", fail)
+    with pytest.raises(UserError) as caught:
+        curate(videos, tmp_path / "out", config, progress=False)
+    assert str(caught.value) == "the disk is full"
+
+
+def test_two_runs_at_once_are_refused(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
+    with WorkFolder(tmp_path / "out" / ".work").locked(), pytest.raises(UserError, match="another curation run"):
+        curate(videos, tmp_path / "out", config, progress=False)
+
+
+def test_unwritable_output_is_a_user_error(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write here"):
+        curate(videos, tmp_path / "file" / "out", config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "executor", "named"),
+    [
+        ({}, "slurmish", "executor"),
+        ({"captioner": "vila"}, "in_process", "captioner"),
+        ({"captioner": "simulator"}, "in_process", "beach.mp4"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_work(
+    videos: Path, tmp_path: Path, config: CurationConfig, change: dict, executor: str, named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        curate(videos, tmp_path / "out", replace(config, **change), executor, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_import_brings_no_torch_and_no_megatron() -> None:
+    code = "import sys, curator_stages.pipeline; print([m for m in ('torch', 'megatron', 'nemo') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_ray_data_gives_what_this_process_gives(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
+    curate(videos, tmp_path / "ray", config, "ray_data", progress=False)
+    curate(videos, tmp_path / "here", config, progress=False)
+    assert outputs(tmp_path / "ray") == outputs(tmp_path / "here")

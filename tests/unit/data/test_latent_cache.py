@@ -1,0 +1,152 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from nemo_cosmos.data.curated import CuratedClips, caption_at
+from nemo_cosmos.data.latent_cache import (
+    LatentCacheConfig,
+    LatentDataset,
+    denormalise_latent,
+    read_cache_card,
+    write_latent_cache,
+)
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.text import TextEncoderConfig
+
+
+class AverageTokenizer:
+    """Compresses 8x8x8 by taking every eighth frame and averaging its blocks."""
+
+    def __init__(self, name="a"):
+        self.name, self.calls = name, 0
+
+    def encode(self, video_BCTHW):
+        self.calls += 1
+        return torch.nn.functional.avg_pool3d(video_BCTHW[:, :, ::8], (1, 8, 8))
+
+    def fingerprint(self):
+        return self.name
+
+
+class LengthEncoder:
+    """Encodes a text by its length."""
+
+    config = TextEncoderConfig(name="length", dim=4, max_length=3, architecture="bert")
+
+    def encode(self, prompts):
+        states = torch.tensor([float(len(p)) for p in prompts]).view(-1, 1, 1).expand(-1, 3, 4)
+        return states.clone(), torch.ones(len(prompts), 3, dtype=torch.bool)
+
+
+CONFIG = LatentCacheConfig(num_frames=17, height=32, width=32, window_stride=4, batch_size=2)
+
+
+def _write(curated, output, *, tokenizer=None, config=CONFIG, **options):
+    tokenizer = tokenizer or AverageTokenizer()
+    return write_latent_cache(
+        curated,
+        output,
+        tokenizer=tokenizer,
+        tokenizer_name="average",
+        text_encoder=LengthEncoder(),
+        config=config,
+        **options,
+    )
+
+
+def test_samples_hold_their_own_window_caption_and_actions(curated, tmp_path):
+    card = _write(curated, tmp_path / "latents")
+    assert card.num_samples == {"train": 9, "heldout": 3}
+    assert card.latent_shape == (3, 3, 4, 4)
+    data = LatentDataset(tmp_path / "latents", split="train", with_actions=True)
+    clips = CuratedClips(curated, split="train")
+    for sample, item in zip(data.samples, (data[i] for i in range(len(data))), strict=True):
+        index = next(i for i, r in enumerate(clips.records) if r.clip_id == sample.clip_id)
+        window = clips.frames(index, height=32, width=32)[sample.start_frame :][:17]
+        expected = torch.from_numpy(window[::8].copy()).permute(3, 0, 1, 2).float() / 127.5 - 1
+        expected = torch.nn.functional.avg_pool3d(expected, (1, 8, 8))
+        stored = denormalise_latent(item["latent"], card.latent_mean, card.latent_std)
+        # The cache stores bf16, which keeps eight bits.
+        torch.testing.assert_close(stored, expected, atol=2**-8, rtol=2**-8)
+        assert item["actions"][0].tolist()[:2] == [float(sample.clip_id[-1]), float(sample.start_frame)]
+        assert sample.caption == caption_at(clips.records[index], sample.start_frame, 17)
+        assert item["text_emb"][0, 0] == len(sample.caption)
+
+
+def test_training_latents_have_zero_mean_and_unit_variance(curated, tmp_path):
+    _write(curated, tmp_path / "latents")
+    data = LatentDataset(tmp_path / "latents", split="train")
+    latents = torch.stack([data[i]["latent"] for i in range(len(data))])
+    torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(3), atol=1e-2, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(3), atol=1e-2, rtol=0)
+
+
+def test_an_array_of_workers_writes_the_same_cache_exactly_once(curated, tmp_path):
+    _write(curated, tmp_path / "one")
+    assert _write(curated, tmp_path / "two", worker=1, num_workers=2) is None
+    card = _write(curated, tmp_path / "two", worker=0, num_workers=2)
+    assert card == read_cache_card(tmp_path / "one")
+    for path in sorted((tmp_path / "one").rglob("*.tar")):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_a_second_run_encodes_nothing(curated, tmp_path):
+    _write(curated, tmp_path / "latents")
+    again = AverageTokenizer()
+    _write(curated, tmp_path / "latents", tokenizer=again)
+    assert again.calls == 0
+
+
+def test_an_interrupted_run_goes_on(curated, tmp_path):
+    class Dying(AverageTokenizer):
+        def encode(self, video_BCTHW):
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().encode(video_BCTHW)
+
+    with pytest.raises(KeyboardInterrupt):
+        _write(curated, tmp_path / "latents", tokenizer=Dying())
+    with pytest.raises(UserError, match="no finished latent cache"):
+        read_cache_card(tmp_path / "latents")
+    assert _write(curated, tmp_path / "latents") == _write(curated, tmp_path / "whole")
+    assert not list((tmp_path / "latents").rglob("*.part*"))
+
+
+def test_another_tokenizer_is_refused(curated, tmp_path):
+    _write(curated, tmp_path / "latents")
+    with pytest.raises(UserError, match="another output folder"):
+        _write(curated, tmp_path / "latents", tokenizer=AverageTokenizer("b"))
+    with pytest.raises(UserError, match="another output folder"):
+        _write(curated, tmp_path / "latents", config=dataclasses.replace(CONFIG, window_stride=8))
+
+
+def test_too_short_clips_are_refused(curated, tmp_path):
+    with pytest.raises(UserError, match="no training clip has 33 frames"):
+        _write(curated, tmp_path / "latents", config=dataclasses.replace(CONFIG, num_frames=33))
+
+
+def test_sources_and_actions_filter(curated, tmp_path):
+    _write(curated, tmp_path / "latents")
+    assert {s.source for s in LatentDataset(tmp_path / "latents", split="train", sources=("arm",)).samples} == {"arm"}
+    with pytest.raises(UserError, match="no train sample passes"):
+        LatentDataset(tmp_path / "latents", split="train", sources=("boat",))
+
+
+def test_empty_and_broken_folders_are_refused(curated, tmp_path):
+    with pytest.raises(UserError, match="holds no curated shards"):
+        CuratedClips(tmp_path / "nothing")
+    shard = next(curated.rglob("*.tar"))
+    shard.write_bytes(b"not a tar" * 100)
+    with pytest.raises(UserError, match=f"{shard.name}: not a readable tar shard"):
+        CuratedClips(curated)
+
+
+def test_decoded_frames_are_kept_when_asked(curated):
+    clips = CuratedClips(curated, split="train")
+    first = clips.frames(0, height=16, width=16, cache=True)
+    again = clips.frames(0, height=16, width=16, cache=True)
+    assert not again.flags.writeable
+    assert (first == again).all()
+    assert json.dumps(clips.records[0].to_dict())

@@ -1,0 +1,163 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.diffusion.config import diffusion_tiny
+from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.diffusion.objective import EDM
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.generation.world_model import SamplingConfig, WorldModel, read_first_frames
+from nemo_cosmos.parallel.startup import initialize
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.video_io import to_model, write_video
+
+SAMPLING = SamplingConfig(num_frames=17, height=32, width=48, num_steps=3, sampler="euler")
+
+
+class WordEncoder:
+    """Encodes a text by the length of its words."""
+
+    def encode(self, prompts):
+        states = torch.zeros(len(prompts), 8, 384)
+        for i, prompt in enumerate(prompts):
+            for j, word in enumerate(prompt.split()[:8]):
+                states[i, j] = len(word)
+        return states, states[..., 0] > 0
+
+
+def _world_model(*, action_dim):
+    torch.manual_seed(0)
+    tokenizer = CausalVideoTokenizer(TokenizerConfig(channels=8, num_res_blocks=1)).eval()
+    network = CosmosDiT(diffusion_tiny(num_layers=2, action_dim=action_dim)).eval()
+    # Fresh adaptive norms gate everything to zero; random ones let every condition through.
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.2, generator=generator)
+    card = CheckpointCard(
+        model="test",
+        config={},
+        step=0,
+        data="none",
+        command="none",
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+        latent_mean=(0.1,) * 16,
+        latent_std=(0.5,) * 16,
+    )
+    return WorldModel(network=network, tokenizer=tokenizer, text_encoder=WordEncoder(), card=card, edm=EDM())
+
+
+@pytest.fixture(scope="module")
+def model():
+    with initialize():
+        yield _world_model(action_dim=None)
+
+
+@pytest.fixture(scope="module")
+def action_model(model):
+    return _world_model(action_dim=7)
+
+
+@pytest.fixture(scope="module")
+def first_frames():
+    return np.random.default_rng(0).integers(0, 255, (1, 32, 48, 3), dtype=np.uint8)
+
+
+def test_a_video_has_the_size_asked_for_and_depends_on_seed_and_prompt(model):
+    videos = [
+        model.generate([prompt], SAMPLING, seeds=[seed])[0]
+        for prompt, seed in (("a car", 0), ("a car", 0), ("a car", 1), ("an elephant walks", 0))
+    ]
+    assert videos[0].shape == (17, 32, 48, 3)
+    assert videos[0].dtype == np.uint8
+    assert (videos[0] == videos[1]).all()
+    assert (videos[0] != videos[2]).any()
+    assert (videos[0] != videos[3]).any()
+
+
+def test_a_batch_changes_nothing(model):
+    alone = model.generate(["a car"], SAMPLING, seeds=[5])[0].astype(int)
+    together = model.generate(["an arm", "a car"], SAMPLING, seeds=[4, 5])[1].astype(int)
+    assert np.abs(alone - together).max() <= 1
+
+
+def test_the_given_frame_comes_back_as_the_tokenizer_holds_it(model, first_frames):
+    video = model.generate(["a car"], SAMPLING, first_frames=[first_frames])[0]
+    with torch.inference_mode():
+        alone = model.tokenizer(to_model(first_frames)[None])[0]
+    expected = alone.clamp(-1, 1).add(1).mul(127.5).round().permute(1, 2, 3, 0).numpy()
+    # The latent passes through float32 normalisation and back, so a pixel may round the other way.
+    assert np.abs(video[:1] - expected).max() <= 1
+
+
+def test_actions_change_only_what_follows_them(action_model, first_frames):
+    actions = np.zeros((1, 16, 7), np.float32)
+    late = actions.copy()
+    late[0, 8:, 0] = 1.0
+    still, moved = (
+        action_model.generate(["a car"], SAMPLING, first_frames=[first_frames], actions=a)[0] for a in (actions, late)
+    )
+    assert (still[0] == moved[0]).all()
+    assert (still[9:] != moved[9:]).any()
+
+
+def test_guidance_moves_away_from_the_unconditional_branch(model, first_frames):
+    videos = [
+        model.generate(["a car"], dataclasses.replace(SAMPLING, guidance=g), first_frames=[first_frames])[0]
+        for g in (0.0, 3.0)
+    ]
+    assert (videos[0] != videos[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_frames": 16}, "num_frames: got 16.*nearest is 17"),
+        ({"height": 40}, "height, width.*nearest are"),
+        ({"width": 0}, "height, width"),
+    ],
+)
+def test_impossible_sizes_are_refused(model, values, message):
+    with pytest.raises(UserError, match=message):
+        model.generate(["a car"], dataclasses.replace(SAMPLING, **values))
+
+
+def test_conditions_that_do_not_fit_the_model_are_refused(model, action_model, first_frames):
+    actions = np.zeros((1, 16, 7), np.float32)
+    with pytest.raises(UserError, match="no actions for test"):
+        model.generate(["a car"], SAMPLING, actions=actions)
+    with pytest.raises(UserError, match="actions for test"):
+        action_model.generate(["a car"], SAMPLING, first_frames=[first_frames])
+    with pytest.raises(UserError, match=r"expected \[1, 16, 7\]"):
+        action_model.generate(["a car"], SAMPLING, first_frames=[first_frames], actions=actions[:, :8])
+    with pytest.raises(UserError, match="seven|7"):
+        action_model.generate(["a car"], SAMPLING, first_frames=[first_frames], actions=actions[..., :6])
+    with pytest.raises(UserError, match="one entry per prompt"):
+        model.generate(["a car", "an arm"], SAMPLING, first_frames=[first_frames])
+
+
+def test_another_tokenizer_is_refused(model):
+    with pytest.raises(UserError, match="was trained on latents of tokenizer"):
+        dataclasses.replace(model, card=dataclasses.replace(model.card, tokenizer_fingerprint="other"))
+
+
+def test_unknown_sampler_is_refused():
+    with pytest.raises(UserError, match="sampler"):
+        SamplingConfig(sampler="magic")
+
+
+def test_first_frames_are_the_last_of_a_video(tmp_path):
+    frames = np.repeat(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None], 3, 3).repeat(32, 1).repeat(48, 2)
+    path = write_video(tmp_path / "a.mp4", frames, fps=10)
+    last = read_first_frames(path, num_frames=1, height=32, width=48)
+    assert last.shape == (1, 32, 48, 3)
+    assert abs(int(last.mean()) - 225) <= 3
+    with pytest.raises(UserError, match="longer video"):
+        read_first_frames(path, num_frames=11, height=32, width=48)
+    with pytest.raises(UserError, match="no such video"):
+        read_first_frames(tmp_path / "b.mp4", num_frames=1, height=32, width=48)
+    with pytest.raises(UserError, match="cannot be read as a picture"):
+        read_first_frames(tmp_path / "b.png", num_frames=1, height=32, width=48)

@@ -1,0 +1,115 @@
+"""Backends, norms and the core attention on one rank."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.parallel import startup
+from nemo_cosmos.parallel.attention import SDPACoreAttention
+from nemo_cosmos.parallel.backend import TorchBackend, get_backend, te_core_attention
+from nemo_cosmos.parallel.norms import RMSNorm
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    with startup.initialize():
+        yield
+
+
+def config_for(**overrides) -> TransformerConfig:
+    return TransformerConfig(**{"num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, **overrides})
+
+
+def core_attention(mask: AttnMaskType, **overrides) -> SDPACoreAttention:
+    return SDPACoreAttention(config_for(attention_dropout=0.0), 1, mask, "self", **overrides)
+
+
+def written_out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+    key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], dim=2) for x in (key, value))
+    scores = torch.einsum("sbnh,tbnh->bnst", query, key) / query.shape[-1] ** 0.5
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+    return torch.einsum("bnst,tbnh->sbnh", scores.softmax(-1), value).flatten(2)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("mask", [AttnMaskType.no_mask, AttnMaskType.causal])
+def test_attention_equals_its_formula(groups: int, mask: AttnMaskType, one_rank: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(6, 2, 4, 8, generator=generator)
+    key, value = torch.randn(2, 6, 2, groups, 8, generator=generator)
+    expected = written_out(query, key, value, mask == AttnMaskType.causal)
+    torch.testing.assert_close(core_attention(mask)(query, key, value), expected, rtol=0, atol=1e-6)
+    overridden = core_attention(AttnMaskType.no_mask)(query, key, value, attn_mask_type=mask)
+    torch.testing.assert_close(overridden, expected, rtol=0, atol=1e-6)
+
+
+def test_attention_refuses_what_it_cannot_do(one_rank: None) -> None:
+    x = torch.zeros(6, 2, 4, 8)
+    with pytest.raises(NotImplementedError, match="mask"):
+        core_attention(AttnMaskType.no_mask)(x, x, x, torch.zeros(1))
+    with pytest.raises(UserError, match="p2p"):
+        core_attention(AttnMaskType.no_mask, cp_comm_type="p2p")
+
+
+def test_backend_by_name() -> None:
+    assert get_backend("torch").name == "torch"
+    assert get_backend("auto").name == ("te" if torch.cuda.is_available() else "torch")
+    with pytest.raises(UserError, match="'auto', 'torch' or 'te'"):
+        get_backend("jax")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is not None, reason="TransformerEngine is installed")
+def test_missing_transformer_engine_is_said() -> None:
+    with pytest.raises(UserError, match="TransformerEngine to be installed.*backend 'torch'"):
+        get_backend("te")
+
+
+def test_norm_carries_the_mark_of_sequence_parallelism() -> None:
+    for enabled in (False, True):
+        config = config_for(sequence_parallel=enabled, tensor_model_parallel_size=2, params_dtype=torch.bfloat16)
+        norm = TorchBackend.rms_norm(config, 8, eps=1e-6)
+        assert isinstance(norm, RMSNorm)
+        assert norm.weight.sequence_parallel is enabled
+        assert norm.weight.dtype == torch.bfloat16
+
+
+def test_norm_equals_its_formula() -> None:
+    norm = RMSNorm(config_for(), 8, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight)
+
+
+class RecordedAttention(torch.nn.Module):
+    """Stands for TransformerEngine's attention, which needs a GPU to be imported; keeps its arguments."""
+
+    def __init__(self, config: TransformerConfig, *args: object, cp_comm_type: str, **kwargs: object) -> None:
+        super().__init__()
+        self.context_parallel_size, self.cp_comm_type = config.context_parallel_size, cp_comm_type
+
+
+@pytest.mark.parametrize(
+    ("attention_type", "context", "wanted", "expected"),
+    [
+        ("self", 2, None, (2, "a2a")),
+        ("self", 3, None, (3, "p2p")),
+        ("self", 2, "p2p", (2, "p2p")),
+        ("cross", 2, None, (1, "a2a")),
+    ],
+)
+def test_transformer_engine_attention_is_told_how_tokens_lie(
+    attention_type: str, context: int, wanted: str | None, expected: tuple[int, str]
+) -> None:
+    adapted = te_core_attention(RecordedAttention)
+    config = config_for(context_parallel_size=context)
+    built = adapted(config, 1, AttnMaskType.no_mask, attention_type, cp_comm_type=wanted)
+    assert (built.context_parallel_size, built.cp_comm_type) == expected
+    assert config.context_parallel_size == context

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from nemo_cosmos.contracts import Verdict
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import write_json
+from nemo_cosmos.steps import generate as step
+from nemo_cosmos.steps.evaluate_wfm import shuffled_actions
+from nemo_cosmos.steps.heldout import HeldOutWindow
+
+
+def _window(source, value):
+    return HeldOutWindow(
+        frames=np.zeros((2, 8, 8, 3), np.uint8),
+        caption="",
+        source=source,
+        fps=10.0,
+        actions=np.full((1, 7), value, np.float32),
+    )
+
+
+def test_shuffled_actions_come_from_another_window_of_the_same_domain():
+    windows = [_window("street", i) for i in range(4)] + [_window("arm", 10 + i) for i in range(3)]
+    given = [int(rows[0, 0]) for rows in shuffled_actions(windows)]
+    assert sorted(given[:4]) == [0, 1, 2, 3]
+    assert sorted(given[4:]) == [10, 11, 12]
+    assert all(given[i] != int(w.actions[0, 0]) for i, w in enumerate(windows))
+
+
+def test_an_unsafe_prompt_stops_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "open_world_model", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match="prompt blocked by the guardrail"):
+        step.generate(tmp_path / "a.mp4", prompt="")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unsafe_video_is_not_returned(monkeypatch):
+    class Objecting:
+        def guard_video(self, frames, fps):
+            return frames, [Verdict(guard="content", safe=False, reason="nudity")]
+
+    monkeypatch.setattr(step.PostGuard, "from_names", lambda names: Objecting())
+    with pytest.raises(UserError, match="content: nudity"):
+        step.check_video(np.zeros((2, 8, 8, 3), np.uint8), 10.0, step.GuardConfig())
+
+
+def test_actions_are_read_from_rows_records_and_npy(tmp_path):
+    rows = [[0.0] * 7, [1.0] * 7]
+    np.save(tmp_path / "a.npy", np.array(rows))
+    write_json(tmp_path / "b.json", rows)
+    write_json(tmp_path / "c.json", {"conditions": {"actions": rows}})
+    for name in ("a.npy", "b.json", "c.json"):
+        assert step.read_actions(tmp_path / name).tolist() == rows
+    write_json(tmp_path / "d.json", [[1, 2], [3]])
+    with pytest.raises(UserError, match="is no table of numbers"):
+        step.read_actions(tmp_path / "d.json")
+    write_json(tmp_path / "e.json", [1, 2])
+    with pytest.raises(UserError, match="rows of seven numbers"):
+        step.read_actions(tmp_path / "e.json")
+    with pytest.raises(UserError, match="no such file"):
+        step.read_actions(tmp_path / "f.npy")

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.files import read_json, sha256_of, write_json, written_aside
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "clip.mp4"
+    with written_aside(path) as aside:
+        aside.write_bytes(b"half")
+        assert aside.parent == path.parent
+        assert aside.suffix == ".mp4"
+        assert not path.exists()
+    assert path.read_bytes() == b"half"
+    assert os.listdir(path.parent) == ["clip.mp4"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path):
+    path = write_json(tmp_path / "card.json", {"step": 1})
+    with pytest.raises(RuntimeError, match="killed"), written_aside(path) as aside:
+        aside.write_text("{")
+        raise RuntimeError("killed")
+    assert read_json(path) == {"step": 1}
+    assert os.listdir(tmp_path) == ["card.json"]
+
+
+def test_a_folder_replaces_a_folder_or_stays(tmp_path):
+    path = tmp_path / "cache"
+    for content in ("old", "new"):
+        with written_aside(path) as aside:
+            aside.mkdir()
+            (aside / content).write_text(content)
+    assert os.listdir(path) == ["new"]
+    with pytest.raises(RuntimeError, match="killed"), written_aside(path) as aside:
+        aside.mkdir()
+        raise RuntimeError("killed")
+    assert os.listdir(path) == ["new"]
+    assert os.listdir(tmp_path) == ["cache"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EDQUOT, "disk is full"),
+        (errno.EACCES, "cannot write here"),
+        (errno.EROFS, "cannot write here"),
+    ],
+)
+@pytest.mark.parametrize("where", ["in the block", "at the rename"])
+def test_a_full_disk_or_a_closed_folder_is_explained(tmp_path, monkeypatch, number, message, where):
+    error = OSError(number, os.strerror(number))
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    if where == "at the rename":
+        monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match=message) as raised, written_aside(tmp_path / "a.json") as aside:
+        aside.write_text("{}")
+        if where == "in the block":
+            raise error
+    assert str(tmp_path / "a.json") in str(raised.value)
+    assert raised.value.__cause__ is error
+    assert os.listdir(tmp_path) == []
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), written_aside(tmp_path / "a") as aside:
+        aside.read_bytes()
+
+
+def test_json_comes_back_and_equal_values_give_equal_files(tmp_path):
+    first = write_json(tmp_path / "a.json", {"b": [1, 2.5, None], "a": "ü"})
+    second = write_json(str(tmp_path / "b.json"), {"a": "ü", "b": [1, 2.5, None]})
+    assert read_json(first) == {"a": "ü", "b": [1, 2.5, None]}
+    assert first.read_bytes() == second.read_bytes()
+    assert isinstance(second, Path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no such file"), (b"{", "not valid JSON"), (b"\xff", "not valid JSON")]
+)
+def test_json_that_cannot_be_read_is_explained(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_json(path)
+
+
+def test_sha256_of_a_file_longer_than_one_piece(tmp_path):
+    content = os.urandom((1 << 20) + 17)
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_user_errors_have_one_form():
+    error = user_error("fps", -1, "a positive number", "Correct the file.")
+    assert isinstance(error, ValueError)
+    assert str(error) == "fps: got -1, expected a positive number. Correct the file."

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.video_io import read_video, resize_frames, to_model, to_pixels, write_video
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    """A smooth colour ramp that moves; uint8 [9, 48, 64, 3]."""
+    x = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    rows = [np.stack([np.sin(x + 0.2 * t + phase) for phase in (0, 2, 4)], axis=-1) for t in range(9)]
+    return np.stack([np.broadcast_to((row * 80 + 128).round().astype(np.uint8), (48, 64, 3)) for row in rows])
+
+
+def test_what_is_written_is_read_back(tmp_path, frames):
+    path = write_video(tmp_path / "clip.mp4", frames, fps=10)
+    decoded, fps = read_video(path)
+    assert fps == 10
+    assert decoded.shape == frames.shape
+    assert decoded.dtype == np.uint8
+    # Chroma is halved and the codec is lossy: three grey levels on a smooth picture.
+    assert np.abs(decoded.astype(int) - frames).mean() < 3
+    # The order of frames and of colours is kept.
+    errors = [np.abs(decoded[4].astype(int) - frame).mean() for frame in frames]
+    assert np.argmin(errors) == 4
+    assert np.abs(decoded[..., ::-1].astype(int) - frames).mean() > 20
+
+
+@pytest.mark.parametrize("fps", [10.0, 24, 29.97, 0.5])
+def test_the_frame_rate_is_kept(tmp_path, frames, fps):
+    assert read_video(write_video(tmp_path / "clip.mp4", frames, fps=fps))[1] == pytest.approx(fps, rel=1e-3)
+
+
+def test_reading_can_stop_early(tmp_path, frames):
+    path = write_video(tmp_path / "clip.mp4", frames, fps=10)
+    np.testing.assert_array_equal(read_video(path, max_frames=3)[0], read_video(path)[0][:3])
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "cut"])
+def test_a_corrupt_file_is_named(tmp_path, frames, damage):
+    path = write_video(tmp_path / "clip.mp4", frames, fps=10)
+    content = path.read_bytes()
+    path.write_bytes({"text": b"this is not a video", "empty": b"", "cut": content[: len(content) // 2]}[damage])
+    with pytest.raises(UserError, match=r"clip\.mp4: .*corrupt"):
+        read_video(path)
+
+
+def test_a_missing_file_and_sound_alone_are_told_apart(tmp_path):
+    import av
+
+    with pytest.raises(UserError, match="no such video file"):
+        read_video(tmp_path / "gone.mp4")
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(UserError, match="no video stream"):
+        read_video(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((2, 16, 16, 3), np.float32),
+        np.zeros((2, 15, 16, 3), np.uint8),
+        np.zeros((2, 16, 17, 3), np.uint8),
+        np.zeros((3, 2, 16, 16), np.uint8),
+    ],
+)
+def test_frames_that_cannot_be_encoded_are_refused(tmp_path, wrong):
+    with pytest.raises(UserError, match="even H and W"):
+        write_video(tmp_path / "clip.mp4", wrong, fps=10)
+    assert os.listdir(tmp_path) == []
+
+
+def test_resizing_covers_and_crops_the_centre():
+    wide = np.zeros((2, 32, 96, 3), np.uint8)
+    wide[:, :, 32:64] = 255
+    assert (resize_frames(wide, 16, 16) == 255).all()
+    assert (resize_frames(wide, 64, 64)[:, :, 8:-8] == 255).all()
+    tall = wide.transpose(0, 2, 1, 3)
+    assert (resize_frames(tall, 16, 16) == 255).all()
+    assert resize_frames(wide, 32, 96) is wide
+
+
+def test_resizing_keeps_the_mean_of_noise():
+    noise = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), dtype=np.uint8)
+    # Averages of 16 pixels: the mean stays within the rounding of each.
+    small = resize_frames(noise, 32, 32)
+    assert small.mean() == pytest.approx(noise.mean(), abs=0.5)
+    assert small.std() < noise.std() / 3
+
+
+def test_all_grey_levels_survive_the_way_to_the_model_and_back():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    video = to_model(levels)
+    assert video.shape == (3, 1, 16, 16)
+    assert video.dtype == torch.float32
+    assert (video.min().item(), video.max().item()) == (-1.0, 1.0)
+    np.testing.assert_array_equal(to_pixels(video), levels)
+
+
+def test_values_outside_the_range_are_clamped():
+    video = torch.tensor([-1.5, 0.0, 1.5], dtype=torch.bfloat16).reshape(3, 1, 1, 1)
+    assert to_pixels(video).reshape(-1).tolist() == [0, 128, 255]

@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from nemo.lightning.data import WrappedDataLoader
+
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
+from nemo_cosmos.tokenizer import weights
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.losses import psnr_db
+from nemo_cosmos.tokenizer.step import MegatronVideoTokenizer, TokenizerModel, TokenizerModelConfig
+from nemo_cosmos.training.api import pretrain
+from nemo_cosmos.training.defaults import default_log, default_optim, default_trainer
+from tests.unit.tokenizer.conftest import ODD, random_tokenizer
+
+MINI = TokenizerConfig(channels=8, channels_mult=(1, 1, 1), num_res_blocks=1, latent_channels=4)
+STEPS = 3
+
+
+def clip(index: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(index)
+    return torch.rand(3, 1, 1, 1, generator=generator).expand(3, 9, 16, 16).contiguous() * 2 - 1
+
+
+class Clips(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"video": clip(index)}
+
+
+class ClipData(pl.LightningDataModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_sampler = CosmosDataSampler(seq_len=9, micro_batch_size=2, global_batch_size=4)
+
+    def train_dataloader(self) -> WrappedDataLoader:
+        return WrappedDataLoader(mode="train", dataset=Clips())
+
+    def val_dataloader(self) -> WrappedDataLoader:
+        return WrappedDataLoader(mode="validation", dataset=Clips())
+
+
+class Metrics(pl.Callback):
+    def __init__(self) -> None:
+        self.train: list[dict[str, float]] = []
+        self.validation: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        self.train.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: object) -> None:
+        self.validation = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[MegatronVideoTokenizer, Metrics, Path]:
+    """Three real steps of NeMo's trainer on the CPU from given weights, with one validation."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    start = weights.save(random_tokenizer(MINI), folder / "start")
+    model = TokenizerModel(TokenizerModelConfig(architecture=MINI, init_from=str(start)))
+    metrics = Metrics()
+    run = pretrain(
+        model,
+        ClipData(),
+        default_trainer(max_steps=STEPS, val_every=STEPS, val_batches=2, callbacks=[metrics]),
+        log=default_log(folder / "run"),
+        optim=default_optim(lr=1e-3, max_steps=20),
+    )
+    module = model.module
+    while not isinstance(module, MegatronVideoTokenizer):
+        module = module.module
+    return module, metrics, run
+
+
+def expected_metrics(global_step: int) -> tuple[float, float]:
+    """L1 and PSNR of the global batch, before any step."""
+    video = torch.stack([clip(4 * global_step + i) for i in range(4)])
+    with torch.no_grad():
+        error = random_tokenizer(MINI)(video).clamp(-1, 1) - video
+        l1 = (random_tokenizer(MINI)(video) - video).abs().mean()
+    return l1.item(), psnr_db(error.square().mean()).item()
+
+
+def test_logs_loss_l1_and_psnr_of_the_whole_batch(trained: tuple) -> None:
+    _, metrics, _ = trained
+    assert len(metrics.train) == STEPS
+    l1, psnr = expected_metrics(0)
+    assert metrics.train[0]["l1"] == pytest.approx(l1, rel=1e-5)
+    assert metrics.train[0]["reduced_train_loss"] == pytest.approx(l1, rel=1e-5)
+    assert metrics.train[0]["psnr_db"] == pytest.approx(psnr, rel=1e-5)
+    assert metrics.validation["val_l1"] == metrics.validation["val_loss"]
+    assert metrics.validation["val_psnr_db"] > psnr
+
+
+def test_weights_move_and_the_loss_falls(trained: tuple) -> None:
+    module, metrics, _ = trained
+    start = random_tokenizer(MINI)
+    assert module.fingerprint() != start.fingerprint()
+    video = torch.stack([clip(i) for i in range(12)])
+    with torch.no_grad():
+        assert (module(video) - video).abs().mean() < (start(video) - video).abs().mean()
+
+
+def test_a_distributed_checkpoint_holds_every_weight(trained: tuple) -> None:
+    from megatron.core import dist_checkpointing
+
+    module, _, run = trained
+    (checkpoint,) = (run / "checkpoints").glob(f"step={STEPS:07d}*/weights")
+    saved = dist_checkpointing.load_plain_tensors(str(checkpoint))
+    for name, weight in module.state_dict().items():
+        assert torch.equal(saved[f"module.{name}"], weight), name
+
+
+def test_sharded_names_are_the_weights_names(trained: tuple) -> None:
+    module, _, _ = trained
+    assert list(module.sharded_state_dict(prefix="module.")) == [f"module.{name}" for name in module.state_dict()]
+
+
+@pytest.mark.parametrize("name", ["tensor", "pipeline", "context"])
+def test_splitting_the_model_is_refused(name: str) -> None:
+    config = TokenizerModelConfig(architecture=MINI)
+    setattr(config, f"{name}{'' if name == 'context' else '_model'}_parallel_size", 2)
+    with pytest.raises(UserError, match=f"{name}.*_parallel_size: got 2, expected 1"):
+        config.configure_model()
+
+
+def test_a_frozen_encoder_leaves_the_latents_alone() -> None:
+    tokenizer = TokenizerModelConfig(architecture=MINI, freeze_encoder=True).configure_model()
+    trained = {name.split(".")[0] for name, weight in tokenizer.named_parameters() if weight.requires_grad}
+    assert trained == {"post_quant_conv", "decoder"}
+
+
+def test_start_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    folder = weights.save(random_tokenizer(ODD), tmp_path / "odd")
+    with pytest.raises(UserError, match="init_from"):
+        TokenizerModelConfig(architecture=MINI, init_from=str(folder)).configure_model()

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import read_json
+from nemo_cosmos.tokenizer import weights
+from tests.unit.tokenizer.conftest import ODD, TINY, random_tokenizer
+
+CARD = CheckpointCard(model="tokenizer_tiny", config={}, step=7, data="none", command="test")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folder_round_trip(dtype: torch.dtype, tmp_path: Path) -> None:
+    tokenizer = random_tokenizer(ODD).to(dtype)
+    back = weights.load(weights.save(tokenizer, tmp_path / "tokenizer"), dtype=dtype)
+    assert back.tokenizer_config == ODD
+    assert back.fingerprint() == tokenizer.fingerprint()
+    assert {weight.dtype for weight in back.parameters()} == {dtype}
+
+
+def test_saving_again_replaces_the_folder(tmp_path: Path) -> None:
+    weights.save(random_tokenizer(TINY), tmp_path / "tokenizer")
+    weights.save(random_tokenizer(ODD), tmp_path / "tokenizer")
+    assert weights.load(tmp_path / "tokenizer").tokenizer_config == ODD
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
+    folder = weights.save(random_tokenizer(TINY), tmp_path / "tokenizer")
+    (folder / weights.WEIGHTS_FILE).unlink()
+    with pytest.raises(UserError, match="model.safetensors: no such file"):
+        weights.load(folder)
+    with pytest.raises(UserError, match="config.json: no such file"):
+        weights.load(tmp_path)
+
+
+def test_default_round_trip(tmp_path: Path) -> None:
+    tokenizer = random_tokenizer(TINY)
+    path = weights.save_default(tokenizer, CARD, tmp_path / "weights" / "tokenizer_tiny.safetensors")
+    back = weights.load_default(path)
+    assert back.tokenizer_config == TINY
+    assert back.fingerprint() == tokenizer.bfloat16().fingerprint()
+    assert CheckpointCard.from_dict(read_json(path.with_suffix(".json"))).step == 7
+
+
+def test_missing_default_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Train one with the recipe"):
+        weights.load_default(tmp_path / "tokenizer_tiny.safetensors")

@@ -1,0 +1,62 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.training.ema import EMA
+
+
+def _trainer(module):
+    return SimpleNamespace(strategy=SimpleNamespace(megatron_parallel=[module]), ckpt_path=None, global_step=0)
+
+
+def _averages(ema, weights):
+    """Feeds a sequence of weights, the first of them as the start; returns the average after each step."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    trainer = _trainer(module)
+    torch.nn.init.constant_(module.weight, weights[0])
+    ema.on_train_start(trainer, module)
+    averages = []
+    for trainer.global_step, value in enumerate(weights[1:], start=1):
+        torch.nn.init.constant_(module.weight, value)
+        ema.on_train_batch_end(trainer)
+        averages.append(ema._shadow[module.weight].item())
+    return averages
+
+
+def test_constant_decay():
+    assert _averages(EMA(decay=0.75), [8.0, 0.0, 4.0]) == pytest.approx([6.0, 5.5])
+
+
+def test_power_function_decay_weighs_step_t_by_t_to_the_power():
+    """The average of Karras et al. equals sum(t^g w_t) / sum(t^g) up to the discretisation; for g = 0 it is the mean."""
+    assert _averages(EMA(power=0.0), [100.0, 1.0, 2.0, 6.0]) == pytest.approx([1.0, 1.5, 3.0])
+
+
+def test_power_decay_at_a_step():
+    assert EMA(power=6.94).decay_at(100) == pytest.approx(0.99**7.94)
+
+
+def test_frozen_weights_are_left_out():
+    module = torch.nn.Linear(1, 1)
+    module.bias.requires_grad_(False)
+    ema = EMA(decay=0.9)
+    ema.on_train_start(_trainer(module), module)
+    assert set(ema._shadow) == {module.weight}
+
+
+def test_bfloat16_weights_are_averaged_in_float32():
+    module = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    torch.nn.init.constant_(module.weight, 1.0)
+    trainer, ema = _trainer(module), EMA(decay=0.999)
+    ema.on_train_start(trainer, module)
+    torch.nn.init.constant_(module.weight, 2.0)
+    ema.on_train_batch_end(trainer)
+    assert ema._shadow[module.weight].item() == pytest.approx(1.001, abs=1e-6)  # bfloat16 would stay at 1.0
+
+
+@pytest.mark.parametrize("settings", [{}, {"decay": 0.9, "power": 1.0}, {"decay": 1.0}, {"power": -1.0}])
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(UserError, match="EMA"):
+        EMA(**settings)
