@@ -13,6 +13,8 @@ Three remedies are used:
   tensor the name of its CUDA sibling; both are put back when the function returns.
 - replace: one function is replaced by its CPU equivalent, or wrapped.
 
+`DO` stands for `optimizer.distrib_optimizer.DistributedOptimizer`.
+
 | site (`megatron.core.`) | remedy | why |
 |---|---|---|
 | `tensor_parallel.mappings` | proxy | gather, reduce-scatter and all-to-all buffers on `current_device()` |
@@ -28,12 +30,12 @@ Three remedies are used:
 | `optimizer.clip_grads` | proxy | norm buffers with `device="cuda"` |
 | `optimizer.clip_grads.clip_grad_by_total_norm_fp32` | host tensors | asserts `torch.cuda.FloatTensor` |
 | `optimizer.distrib_optimizer` | proxy | main-parameter buffers on `current_device()` |
-| `optimizer.distrib_optimizer.DistributedOptimizer._build_model_and_main_param_groups` | host tensors | refuses all but CUDA tensor types |
-| `optimizer.distrib_optimizer.DistributedOptimizer.get_parameter_state_dp_zero` | host tensors | `.cuda()` on the state gathered for a checkpoint |
+| `DO._build_model_and_main_param_groups` | host tensors | refuses all but CUDA tensor types |
+| `DO.get_parameter_state_dp_zero` | host tensors | `.cuda()` on the state gathered for a checkpoint |
 | `optimizer.optimizer.Float16OptimizerWithFloat16Params.__init__` | host tensors | refuses all but CUDA tensor types |
-| `optimizer.distrib_optimizer.DistributedOptimizer.sharded_state_dict` | replace | PyTorch's Adam has no state yet when a checkpoint is to be loaded |
-| `optimizer.distrib_optimizer.DistributedOptimizer.load_state_dict` | replace | gives all parameters one and the same `step` tensor, which PyTorch's Adam then counts up once for each |
-| `optimizer.distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states` | replace | looks for that `step`, which is kept elsewhere, among the loaded tensors |
+| `DO.sharded_state_dict` | replace | PyTorch's Adam has no state yet when a checkpoint is to be loaded |
+| `DO.load_state_dict` | replace | one `step` tensor for all parameters, which Adam counts up for each |
+| `DO._set_main_param_and_optimizer_states` | replace | looks among loaded tensors for that `step`, kept elsewhere |
 | `models.common.embeddings.rotary_pos_embedding` | proxy | moves frequencies to `current_device()` |
 | `models.common.embeddings.rope_utils` | proxy | pins the context-parallel index |
 | `models.common.embeddings.rope_utils.get_pos_emb_on_this_cp_rank` | host tensors | `.cuda()` on that index |
@@ -316,7 +318,9 @@ def enable(*, lightning: bool = False) -> None:
         UserError: CUDA is available, or Megatron-core is of a version that the sites were not checked against.
     """
     if torch.cuda.is_available():
-        raise UserError("Megatron on CPU was asked for where CUDA is available. Use accelerator 'gpu' (or hide the GPUs).")
+        raise UserError(
+            "Megatron on CPU was asked for where CUDA is available. Use accelerator 'gpu' (or hide the GPUs)."
+        )
     check_megatron_version()
     if not is_enabled():
         for name in _MEGATRON_PROXIES:

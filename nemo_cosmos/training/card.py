@@ -58,7 +58,9 @@ class CardWriter(pl.Callback):
 
 def _plain_fields(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
     """The fields of a configuration that are not at their defaults and that JSON can hold."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if getattr(config, f.name) != f.default}
+    values = {
+        f.name: getattr(config, f.name) for f in dataclasses.fields(config) if getattr(config, f.name) != f.default
+    }
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 

@@ -37,7 +37,9 @@ class EMA(pl.Callback):
 
     def __init__(self, *, decay: float | None = None, power: float | None = None) -> None:
         if (decay is None) == (power is None):
-            raise user_error("EMA", {"decay": decay, "power": power}, "exactly one of decay and power", "Leave one out.")
+            raise user_error(
+                "EMA", {"decay": decay, "power": power}, "exactly one of decay and power", "Leave one out."
+            )
         if decay is not None and not 0 <= decay < 1:
             raise user_error("EMA decay", decay, "a number in [0, 1)", "Use 0.999 or 0.9999.")
         if power is not None and power < 0:

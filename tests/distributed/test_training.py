@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from nemo_cosmos.parallel import startup
 from nemo_cosmos.training.load import load_weights
 from tests.distributed.launch import run_ranks

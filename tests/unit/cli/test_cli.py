@@ -11,18 +11,6 @@ COMMANDS = (
     *("quickstart", "collect", "curate", "tokenize", "train", "generate"),
     *("convert", "evaluate", "guard", "recipes", "doctor"),
 )
-    "quickstart",
-    "collect",
-    "curate",
-    "tokenize",
-    "train",
-    "generate",
-    "convert",
-    "evaluate",
-    "guard",
-    "recipes",
-    "doctor",
-]
 
 
 def test_every_public_command_has_help():

@@ -166,8 +166,11 @@ def _receive_buffers(tmp_path):
         patch.setattr(dist, "get_process_group_ranks", lambda _: [0, 0], raising=False)
         communicator = module.P2PCommunicator.__new__(module.P2PCommunicator)
         communicator.config = SimpleNamespace(
-            pipeline_dtype=torch.float32, variable_seq_lengths=False, use_ring_exchange_p2p=False,
-            batch_p2p_comm=True, batch_p2p_sync=True,
+            pipeline_dtype=torch.float32,
+            variable_seq_lengths=False,
+            use_ring_exchange_p2p=False,
+            batch_p2p_comm=True,
+            batch_p2p_sync=True,
         )
         communicator.pp_group, communicator.next_rank, communicator.prev_rank = _pair(), 0, 0
         communicator.virtual_pipeline_model_parallel_size = None
@@ -190,7 +193,9 @@ def _exchange(tmp_path):
     shard = ShardedTensor.from_rank_offsets("a", torch.ones(2))
     key = module._sharded_tensor_shard_id(shard)
     plan = module.ShardDistribution(
-        main_rank_for_shard={key: 0}, shards_in_this_group={key}, shard_to_metadata={key: shard},
+        main_rank_for_shard={key: 0},
+        shards_in_this_group={key},
+        shard_to_metadata={key: shard},
         all_ranks_for_shard={key: [0, 1]},
     )
     loaded = _module("dist_checkpointing.strategies.fully_parallel").exchange_by_distribution(
@@ -218,7 +223,9 @@ def _fully_parallel_load(tmp_path):
     strategies = _module("dist_checkpointing.serialization")
     tmp_path.mkdir(exist_ok=True)
     dist_checkpointing.save({"a": ShardedTensor.from_rank_offsets("a", torch.ones(2))}, str(tmp_path))
-    wrapper = module.FullyParallelLoadStrategyWrapper(strategies.get_default_load_sharded_strategy(str(tmp_path)), _pair())
+    wrapper = module.FullyParallelLoadStrategyWrapper(
+        strategies.get_default_load_sharded_strategy(str(tmp_path)), _pair()
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (
             ("exchange_by_distribution", lambda loaded, *_: loaded),
@@ -243,7 +250,9 @@ def _rotary(tmp_path):
 
 
 def _rope_index(name, tmp_path):
-    part = _module(f"models.common.embeddings.{name}").get_pos_emb_on_this_cp_rank(torch.ones(4, 1), 0, dist.group.WORLD)
+    part = _module(f"models.common.embeddings.{name}").get_pos_emb_on_this_cp_rank(
+        torch.ones(4, 1), 0, dist.group.WORLD
+    )
     assert part.shape == (4, 1)
 
 
@@ -300,9 +309,9 @@ EXERCISES = {
     "dist_checkpointing.strategies.fully_parallel:exchange_by_distribution": _exchange,
     "dist_checkpointing.strategies.fully_parallel:torch": _fully_parallel_load,
     "dist_checkpointing.strategies.filesystem_async:torch": _save_flags,
-    "dist_checkpointing.strategies.async_utils:torch": lambda _: _module(
-        "dist_checkpointing.strategies.async_utils"
-    ).TemporalAsyncCaller().sync_all_async_calls(0),
+    "dist_checkpointing.strategies.async_utils:torch": lambda _: (
+        _module("dist_checkpointing.strategies.async_utils").TemporalAsyncCaller().sync_all_async_calls(0)
+    ),
     "dist_checkpointing.strategies.state_dict_saver:torch": _save_flags,
     "rerun_state_machine:torch": _nan_message,
     "timers:torch": lambda _: _module("timers").Timers(2, "minmax")("span", log_level=0).start(),

@@ -30,7 +30,7 @@ def test_constant_decay():
 
 
 def test_power_function_decay_weighs_step_t_by_t_to_the_power():
-    """The average of Karras et al. equals sum(t^g w_t) / sum(t^g) up to the discretisation; for g = 0 it is the mean."""
+    """The average of Karras et al. is sum(t^g w_t) / sum(t^g) up to the discretisation; for g = 0 the mean."""
     assert _averages(EMA(power=0.0), [100.0, 1.0, 2.0, 6.0]) == pytest.approx([1.0, 1.5, 3.0])
 
 

@@ -171,7 +171,11 @@ def test_a_layout_that_does_not_fit_is_refused_before_the_model_is_built(tmp_pat
     model = TinyModel()
     with pytest.raises(UserError, match="number of processes: got 1, expected a multiple of .* 2 x 1 x 1 = 2"):
         finetune(
-            model, TinyData(), default_trainer(max_steps=1, tp=2), log=default_log(tmp_path), optim=default_optim(lr=1, max_steps=1)
+            model,
+            TinyData(),
+            default_trainer(max_steps=1, tp=2),
+            log=default_log(tmp_path),
+            optim=default_optim(lr=1, max_steps=1),
         )
     assert not hasattr(model, "module")
 

@@ -1,6 +1,6 @@
 """A tiny GPT trained through `nemo_cosmos.training`: imported by tests, and run as a script where they need processes.
 
-    python tiny_run.py FOLDER --steps 4 --devices 2 --tp 2
+python tiny_run.py FOLDER --steps 4 --devices 2 --tp 2
 """
 
 from __future__ import annotations
