@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -66,14 +67,15 @@ def decode_span(
     A file that is damaged on the way gives the frames before the damage and `error`.
     """
     frames: list[np.ndarray] = []
-    source_size, error = (0, 0), None
+    source_height = source_width = 0
+    error = None
     try:
         for picture in _pictures(path, start_frame, end_frame, fps):
-            source_size = picture.shape[:2]
+            source_height, source_width = picture.shape[:2]
             frames.append(resize_frames(picture[None], *size)[0])
     except av.FFmpegError as problem:
         error = f"cannot be decoded after frame {start_frame + len(frames)} ({_said(problem)})"
-    return DecodedSpan(frames=frames, source_height=source_size[0], source_width=source_size[1], error=error)
+    return DecodedSpan(frames=frames, source_height=source_height, source_width=source_width, error=error)
 
 
 def _pictures(path: str | Path, start_frame: int, end_frame: int | None, fps: float) -> Iterator[np.ndarray]:
@@ -81,7 +83,7 @@ def _pictures(path: str | Path, start_frame: int, end_frame: int | None, fps: fl
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         if start_frame > 0:
-            offset = int(start_frame / fps / stream.time_base) + (stream.start_time or 0)
+            offset = int(start_frame / fps / _time_base(stream)) + (stream.start_time or 0)
             container.seek(offset, stream=stream, backward=True)
         index = -1
         for frame in container.decode(stream):
@@ -96,7 +98,14 @@ def _index_of(frame: av.VideoFrame, stream: av.VideoStream, fps: float) -> int:
     """Returns a frame's number from its time stamp: after a seek there is nothing to count from."""
     if frame.pts is None:
         raise av.InvalidDataError(0, "a frame without time stamp in a file too long to count frames")
-    return round(float((frame.pts - (stream.start_time or 0)) * stream.time_base) * fps)
+    return round(float((frame.pts - (stream.start_time or 0)) * _time_base(stream)) * fps)
+
+
+def _time_base(stream: av.VideoStream) -> Fraction:
+    """Returns the seconds that one tick of the stream's time stamps lasts."""
+    if stream.time_base is None:
+        raise av.InvalidDataError(0, "a video stream without time base")
+    return stream.time_base
 
 
 def _said(error: Exception) -> str:
@@ -106,10 +115,10 @@ def _said(error: Exception) -> str:
 
 def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> float:
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return float(stream.duration * _time_base(stream))
     if container.duration:
         return container.duration / av.time_base
     last = max((packet.pts for packet in container.demux(stream) if packet.pts is not None), default=None)
     if last is None:
         return 0.0
-    return float((last - (stream.start_time or 0)) * stream.time_base)
+    return float((last - (stream.start_time or 0)) * _time_base(stream))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,17 @@ class Clip:
         """Whether no stage has rejected the clip."""
         return self.record.rejected_by is None
 
+    @property
+    def pixels(self) -> np.ndarray:
+        """The clip's frames, for stages that cannot do without.
+
+        Raises:
+            RuntimeError: The frames have been dropped.
+        """
+        if self.frames is None:
+            raise RuntimeError(f"clip {self.record.clip_id}: its frames were dropped before a stage that needs them")
+        return self.frames
+
     def reject(self, stage: str, reason: str) -> None:
         """Marks the clip as rejected; it still becomes a row of the manifest."""
         self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)
@@ -94,7 +105,7 @@ class SpanTask(Task[VideoSpan]):
 class ClipsTask(Task[list[Clip]]):
     """The clips of one span."""
 
-    span: VideoSpan | None = None
+    span: VideoSpan = field(kw_only=True)
 
     @property
     def num_items(self) -> int:
@@ -102,8 +113,8 @@ class ClipsTask(Task[list[Clip]]):
         return len(self.data)
 
     def validate(self) -> bool:
-        """Says whether the span is there."""
-        return self.span is not None
+        """Says whether the span is of the right type."""
+        return isinstance(self.span, VideoSpan)
 
     def kept(self) -> list[Clip]:
         """Returns the clips that no stage has rejected so far."""

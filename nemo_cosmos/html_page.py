@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeGuard
 
 import numpy as np
 
@@ -200,9 +200,10 @@ def frame_sheet(
     num_frames, old_height, old_width, _ = rows[0].shape
     height = cell_height or old_height
     width = round(old_width * height / old_height)
-    font = ImageFont.load_default(size=max(11, height // 8))
-    gap, top = max(2, height // 40), font.size + 8
-    left = max(_text_width(label, font) for label in labels) + 2 * font.size
+    font_size = max(11, height // 8)
+    font = ImageFont.load_default(size=font_size)
+    gap, top = max(2, height // 40), font_size + 8
+    left = max(_text_width(label, font) for label in labels) + 2 * font_size
     sheet = Image.new("RGB", (left + columns * (width + gap), top + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     picked = np.linspace(0, num_frames - 1, columns).round().astype(int)
@@ -213,7 +214,7 @@ def frame_sheet(
             cell = Image.fromarray(video[frame]).resize((width, height), Image.Resampling.LANCZOS)
             sheet.paste(cell, (x, top + row * (height + gap)))
     for row, label in enumerate(labels):
-        place = (left - font.size, top + row * (height + gap) + height / 2)
+        place = (left - font_size, top + row * (height + gap) + height / 2)
         draw.multiline_text(place, label, fill="#1d2430", font=font, anchor="rm", align="right")
     return np.asarray(sheet)
 
@@ -226,12 +227,13 @@ def _escaped(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _best(rows: Sequence[Sequence[Cell]], column: int, how: Best) -> float | None:
-    numbers = [row[column] for row in rows if _is_number(row[column]) and np.isfinite(row[column])]
+    cells = [row[column] for row in rows]
+    numbers = [cell for cell in cells if _is_number(cell) and np.isfinite(cell)]
     return (max if how == "max" else min)(numbers, default=None)
 
 

@@ -38,7 +38,7 @@ def read_video(
         raise UserError(f"{name}: no such video file. Check the path.")
     frames = []
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
             if not container.streams.video:
                 raise UserError(f"{name}: holds no video stream. Give a file with pictures in it.")
             stream = container.streams.video[0]

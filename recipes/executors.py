@@ -23,7 +23,7 @@ ENVIRONMENT = {"TORCH_NCCL_AVOID_RECORD_STREAMS": "1", "TOKENIZERS_PARALLELISM":
 GPU_ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 """Megatron's overlap of communication with tensor parallelism counts on the order this gives."""
 
-_SLURM_DEFAULTS = {
+_SLURM_DEFAULTS: dict[str, Any] = {
     "account": None,
     "partition": None,
     "cpu_partition": None,
@@ -36,7 +36,7 @@ _SLURM_DEFAULTS = {
     "user": None,
     "job_dir": None,
 }
-_DOCKER_DEFAULTS = {"container_image": None, "num_gpus": -1, "shm_size": "16g", "volumes": []}
+_DOCKER_DEFAULTS: dict[str, Any] = {"container_image": None, "num_gpus": -1, "shm_size": "16g", "volumes": []}
 
 
 def read_settings(section: str, known: dict[str, Any]) -> dict[str, Any]:

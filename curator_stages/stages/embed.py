@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from nemo_curator.backends.base import WorkerMetadata
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 _INPUT_SIZE = 224
 """Side in pixels that EfficientNet-lite0 was trained at."""
+
+
+class FeatureNetwork(Protocol):
+    """What this stage asks of a network."""
+
+    def extract_features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Float [N, 3, H, W] in [-1, 1] -> float [N, C, h, w]."""
+        ...
 
 
 @dataclass
@@ -48,7 +56,7 @@ class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Embeds the kept clips of one span."""
         for clip in task.kept():
-            clip.embedding = self._embed(clip.frames)
+            clip.embedding = self._embed(clip.pixels)
         for clip in task.data:
             clip.frames = None
         return task
@@ -81,7 +89,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def load_efficientnet(device: str) -> torch.nn.Module:
+def load_efficientnet(device: str) -> FeatureNetwork:
     """Loads EfficientNet-lite0 with the ImageNet weights that the package carries.
 
     Raises:

@@ -39,7 +39,7 @@ class MotionFilterStage(ProcessingStage[ClipsTask, ClipsTask]):
         names = ("motion_global_mean", f"motion_per_patch_min_{config.motion_patch}")
         limits = (config.motion_min_global_mean, config.motion_min_per_patch)
         for clip in task.kept():
-            measured = motion_scores(clip.frames, pairs=config.motion_pairs, patch=config.motion_patch)
+            measured = motion_scores(clip.pixels, pairs=config.motion_pairs, patch=config.motion_patch)
             scores = dict(zip(names, measured, strict=True))
             clip.record = replace(clip.record, scores=clip.record.scores | scores)
             for (name, score), limit in zip(scores.items(), limits, strict=True):
@@ -63,13 +63,14 @@ def motion_scores(frames: np.ndarray, *, pairs: int, patch: int) -> tuple[float,
     """
     import cv2
 
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    no_guess = np.empty(0, np.float32)
     firsts = np.unique(np.linspace(0, len(frames) - 2, pairs).round().astype(int))
     height, width = frames.shape[1:3]
     total = np.zeros((height, width), np.float64)
     for first in firsts:
         before, after = (cv2.cvtColor(frames[i], cv2.COLOR_RGB2GRAY) for i in (first, first + 1))
-        total += np.linalg.norm(flow.calc(before, after, None), axis=-1)
+        total += np.linalg.norm(flow.calc(before, after, no_guess), axis=-1)
     share = total / len(firsts) / (height + width)
     rows, columns = max(1, height // patch), max(1, width // patch)
     patches = [p.mean() for band in np.array_split(share, rows) for p in np.array_split(band, columns, axis=1)]

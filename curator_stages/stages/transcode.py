@@ -37,7 +37,7 @@ class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Encodes the kept clips of one span."""
         for clip in task.kept():
-            clip.mp4 = encode_h264(clip.frames, fps=clip.record.fps, crf=self.config.crf, gop=self.config.gop)
+            clip.mp4 = encode_h264(clip.pixels, fps=clip.record.fps, crf=self.config.crf, gop=self.config.gop)
             clip.record = replace(clip.record, conditions=self._conditions(clip, task.span.video.conditions))
         return task
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,9 @@ class DiTConfig(TransformerConfig):
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     use_cpu_initialization: bool = True
+    init_method: Callable[[torch.Tensor], torch.Tensor] | None = None
+    output_layer_init_method: Callable[[torch.Tensor], torch.Tensor] | None = None
+    pipeline_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         """Fills what follows from other fields and refuses what the model cannot be.
@@ -97,8 +101,8 @@ class DiTConfig(TransformerConfig):
                 "num_query_groups", self.num_query_groups, "num_attention_heads", "This model shares no keys."
             )
         if self.patch_temporal < 1 or self.patch_spatial < 1 or min(self.max_latent_size) < 1:
-            got = (self.patch_temporal, self.patch_spatial, self.max_latent_size)
-            raise user_error("patch sizes and max_latent_size", got, "positive numbers", "Correct the configuration.")
+            sizes = (self.patch_temporal, self.patch_spatial, self.max_latent_size)
+            raise user_error("patch sizes and max_latent_size", sizes, "positive numbers", "Correct the configuration.")
         if self.extra_pos_embed not in ("learnable", None):
             raise user_error("extra_pos_embed", self.extra_pos_embed, "'learnable' or None", "Choose one of these.")
         if self.action_dim is not None and (self.action_dim < 1 or self.patch_temporal != 1):

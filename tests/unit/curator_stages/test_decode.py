@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +72,8 @@ def test_unusable_files_say_why(tmp_path: Path) -> None:
     ):
         with pytest.raises(UnusableVideoError, match=reason):
             probe(tmp_path / f"{name}.mp4")
+
+
+def test_a_stream_that_does_not_time_its_frames_is_told() -> None:
+    with pytest.raises(av.InvalidDataError, match="without time base"):
+        decode._time_base(types.SimpleNamespace(time_base=None))

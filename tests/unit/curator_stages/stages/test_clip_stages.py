@@ -205,6 +205,8 @@ def test_embedding_tells_clips_apart_and_drops_frames(tmp_path: Path, config: Cu
     # The same shot a second later, and another one.
     assert first @ second > 0.8 and first @ third < 0.5
     assert all(clip.frames is None for clip in task.data)
+    with pytest.raises(RuntimeError, match=f"{template.record.clip_id}: its frames were dropped"):
+        stage.process(task)
 
 
 def test_cuda_without_a_device_is_a_user_error(config: CurationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
