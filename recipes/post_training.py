@@ -7,7 +7,7 @@ from pathlib import Path
 import nemo_run as run
 
 from recipes.annotations import with_types
-from recipes.diffusion import adam, latent_data
+from recipes.diffusion import EMA_POWER, adam, latent_data
 
 
 @with_types
@@ -30,7 +30,7 @@ def diffusion_tiny_action_finetune(
     from nemo_cosmos.training import defaults
 
     recipe = _action_finetune(diffusion_tiny, latents, base, max_steps=max_steps, batch_size=16, lr=1e-3, warmup=100)
-    recipe.trainer = run.Config(defaults.default_trainer, max_steps=max_steps)
+    recipe.trainer = run.Config(defaults.default_trainer, max_steps=max_steps, ema_power=EMA_POWER)
     recipe.log = run.Config(defaults.default_log, directory=directory, save_every=200)
     return recipe
 

@@ -27,7 +27,16 @@ def tokenizer_tiny_pretrain(
     data = run.Config(
         VideoClipDataModule, path=curated, num_frames=17, height=128, width=128, micro_batch_size=4, global_batch_size=4
     )
-    return _pretrain("CV8x8x8-tiny", data, directory, max_steps=max_steps, lr=1e-3, init_from=init_from, save_every=200)
+    return _pretrain(
+        "CV8x8x8-tiny",
+        data,
+        directory,
+        max_steps=max_steps,
+        lr=1e-3,
+        init_from=init_from,
+        save_every=200,
+        perceptual_frames=1,
+    )
 
 
 @with_types
@@ -57,7 +66,16 @@ def tokenizer_cv8x8x8_720p_pretrain(
         global_batch_size=8 * num_nodes,
         num_workers=4,
     )
-    recipe = _pretrain("CV8x8x8-720p", data, directory, max_steps=max_steps, lr=1e-4, init_from=None, save_every=5000)
+    recipe = _pretrain(
+        "CV8x8x8-720p",
+        data,
+        directory,
+        max_steps=max_steps,
+        lr=1e-4,
+        init_from=None,
+        save_every=5000,
+        perceptual_frames=8,
+    )
     recipe.trainer.devices, recipe.trainer.num_nodes = 8, num_nodes
     return recipe
 
@@ -71,15 +89,25 @@ def _pretrain(
     lr: float,
     init_from: str | None,
     save_every: int,
+    perceptual_frames: int,
 ) -> run.Partial:
+    """The first training stage: L1 and a perceptual distance, of weight 1 and 0.1 as published."""
+    from nemo_cosmos.evaluation.perceptual import LpipsLike
     from nemo_cosmos.tokenizer.config import preset
+    from nemo_cosmos.tokenizer.losses import LossConfig, SparsePerceptual
     from nemo_cosmos.tokenizer.step import TokenizerModel, TokenizerModelConfig
     from nemo_cosmos.training import api, defaults
 
-    config = run.Config(TokenizerModelConfig, architecture=run.Config(preset, architecture), init_from=init_from)
+    config = run.Config(
+        TokenizerModelConfig,
+        architecture=run.Config(preset, architecture),
+        loss=run.Config(LossConfig, perceptual_weight=0.1),
+        init_from=init_from,
+    )
+    perceptual = run.Config(SparsePerceptual, distance=run.Config(LpipsLike), num_frames=perceptual_frames)
     return run.Partial(
         api.pretrain,
-        model=run.Config(TokenizerModel, config=config),
+        model=run.Config(TokenizerModel, config=config, perceptual=perceptual),
         data=data,
         trainer=run.Config(defaults.default_trainer, max_steps=max_steps),
         log=run.Config(defaults.default_log, directory=directory, save_every=save_every),

@@ -1,7 +1,8 @@
-"""One entry point for all conversions; values are moved and never computed with."""
+"""One entry point for all conversions; values are moved, and cast only when asked."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
 
 Target = Literal["nemo", "diffusers", "reference", "safetensors"]
 Kind = Literal["tokenizer", "diffusion"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -40,17 +42,20 @@ class WholeModel:
     card: CheckpointCard
 
 
-def convert(source: str | Path, target: str | Path, *, to: Target, preset: str | None = None) -> dict[str, Any]:
+def convert(
+    source: str | Path, target: str | Path, *, to: Target, preset: str | None = None, dtype: Dtype | None = None
+) -> dict[str, Any]:
     """Converts a tokenizer or a diffusion WFM.
 
     Args:
         source: NeMo checkpoint, diffusers folder, tokenizer folder, `.safetensors` with a card beside it, reference
             `.pt` or `.safetensors`, or the name of embedded weights.
         target: A folder for `nemo` and `diffusers`, a file for `reference` (.pt, .safetensors) and `safetensors`
-            (whole weights under our names with a card beside them, as embedded ones; in the source's dtype).
+            (whole weights under our names with a card beside them, as embedded ones).
         to: The format to write.
         preset: The architecture of reference weights, which do not tell it: a name such as `diffusion_7b` or
             `CV8x8x8-720p`.
+        dtype: Store floating-point weights so; None leaves them as they are, bit for bit.
 
     Returns:
         What was converted: kind, number of weights and of parameters, and what the target cannot hold.
@@ -60,7 +65,11 @@ def convert(source: str | Path, target: str | Path, *, to: Target, preset: str |
     """
     if to not in get_args(Target):
         raise user_error("--to", to, f"one of {get_args(Target)}", "Choose one of them.")
+    if dtype not in (None, *get_args(Dtype)):
+        raise user_error("--dtype", dtype, f"one of {get_args(Dtype)}", "Choose one of them, or leave it out.")
     model = _read(source, preset)
+    if dtype is not None:
+        model = _cast(model, getattr(torch, dtype))
     target, dropped = Path(target), []
     if to == "nemo":
         nemo_format.save(model.kind, model.weights, model.card, target)
@@ -79,6 +88,11 @@ def convert(source: str | Path, target: str | Path, *, to: Target, preset: str |
         "dropped": dropped,
         "target": str(target),
     }
+
+
+def _cast(model: WholeModel, dtype: torch.dtype) -> WholeModel:
+    weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in model.weights.items()}
+    return dataclasses.replace(model, weights=weights)
 
 
 def _read(source: str | Path, preset: str | None) -> WholeModel:

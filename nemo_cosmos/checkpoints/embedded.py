@@ -8,8 +8,8 @@ import torch
 
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.files import read_json, write_json, written_aside
-from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
+from nemo_cosmos.files import read_json
+from nemo_cosmos.tokenizer.weights import read_tensors
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Where they stand."""
@@ -38,10 +38,3 @@ def read_embedded(path: Path) -> tuple[dict[str, torch.Tensor], CheckpointCard]:
     """Reads weights in float32, and their card."""
     weights = {name: tensor.float() for name, tensor in read_tensors(path).items()}
     return weights, CheckpointCard.from_dict(read_json(path.with_suffix(".json")))
-
-
-def write_embedded(path: Path, weights: dict[str, torch.Tensor], card: CheckpointCard) -> None:
-    """Writes weights in bf16, and their card."""
-    with written_aside(path) as aside:
-        write_tensors(aside, {name: tensor.bfloat16() for name, tensor in weights.items()})
-    write_json(path.with_suffix(".json"), card.to_dict())

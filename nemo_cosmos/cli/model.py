@@ -92,13 +92,15 @@ def generate(
 def convert(
     source: Annotated[Path, typer.Argument(help="NeMo checkpoint, diffusers folder, reference .pt or .safetensors.")],
     target: Annotated[Path, typer.Argument(help="Folder or file to write.")],
-    to: Annotated[str, typer.Option(help="nemo, diffusers or reference.")],
+    to: Annotated[str, typer.Option(help="nemo, diffusers, reference, or safetensors (with a card, as embedded).")],
+    preset: Annotated[str | None, typer.Option(help="Architecture of reference weights, such as diffusion_7b.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as the source when absent.")] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint of a tokenizer or a diffusion WFM between formats, bit for bit."""
     from nemo_cosmos.checkpoints.convert import convert as run
 
-    show(run(source, target, to=to), as_json=as_json)
+    show(run(source, target, to=to, preset=preset, dtype=dtype), as_json=as_json)
 
 
 @_evaluate.command("tokenizer")

@@ -172,7 +172,7 @@ def diffusion_tiny(**overrides: Any) -> DiTConfig:  # noqa: ANN401 - any field
         "num_layers": 6,
         "hidden_size": 192,
         "num_attention_heads": 4,
-        "adaln_lora_dim": 64,
+        "adaln_lora_dim": 32,
         "crossattn_emb_channels": 384,
         "concat_condition_mask": True,
         "extra_pos_embed": None,

@@ -36,14 +36,14 @@ WARM = Budget(
 """Starts from the embedded weights; about a quarter of an hour on two CPU cores."""
 
 FROM_SCRATCH = Budget(
-    num_street=160,
-    num_arm=120,
-    num_heldout=12,
+    num_street=240,
+    num_arm=240,
+    num_heldout=16,
     num_multiview=2,
     tokenizer_steps=4000,
-    pretrain_steps=6000,
+    pretrain_steps=4000,
     finetune_steps=6000,
-    num_eval_clips=48,
+    num_eval_clips=64,
 )
 """Trains anew, as the embedded weights were made; most of a day on two CPU cores."""
 

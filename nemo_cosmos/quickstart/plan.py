@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cosmos.checkpoints.embedded import embedded_path
+from nemo_cosmos.parallel.device import fast_precision
 from nemo_cosmos.quickstart.config import QuickstartConfig
 from nemo_cosmos.quickstart.inputs import write_generation_inputs
 from recipes import registry
@@ -47,6 +48,7 @@ def train_tokenizer(config: QuickstartConfig) -> run.Partial:
         max_steps=config.budget.tokenizer_steps,
         init_from=None if config.from_scratch else "default",
     )
+    recipe.trainer.precision = fast_precision()
     if not config.from_scratch:
         recipe.model.config.freeze_encoder = True
         recipe.optim.lr = _WARM_LR
@@ -78,6 +80,7 @@ def pretrain(config: QuickstartConfig) -> run.Partial:
         directory=str(config.output / "pretrain"),
         max_steps=config.budget.pretrain_steps,
     )
+    recipe.trainer.precision = fast_precision()
     if not config.from_scratch:
         _start_from(recipe, embedded_path(BASE))
     return recipe
@@ -92,6 +95,7 @@ def finetune(config: QuickstartConfig) -> run.Partial:
         directory=str(config.output / "finetune"),
         max_steps=config.budget.finetune_steps,
     )
+    recipe.trainer.precision = fast_precision()
     if not config.from_scratch:
         _start_from(recipe, base)
     return recipe

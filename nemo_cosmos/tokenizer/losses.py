@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
 from nemo_cosmos.errors import user_error
 
@@ -17,6 +18,32 @@ PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 """(reconstruction, video), both [B, C, T, H, W] in [-1, 1] -> scalar."""
 
 _PIXEL_RANGE = 2.0
+
+
+class SparsePerceptual:
+    """A distance between pictures as a distance between videos, on a few frames of each.
+
+    Looking at every frame would cost several times the tokenizer itself. The frames are drawn anew at each call, from
+    torch's generator, which the strategy seeds by step: all ranks draw the same ones, and so does a resumed run.
+
+    Args:
+        distance: (x, y), both [B, C, H, W] in [-1, 1] -> [B]; moved to the video's device at its first use.
+        num_frames: Frames looked at.
+    """
+
+    def __init__(self, distance: nn.Module, *, num_frames: int = 1) -> None:
+        self._distance = distance
+        self._num_frames = num_frames
+
+    def __call__(self, reconstruction_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
+        """Mean distance over the batch and the drawn frames; convolutions run in bf16."""
+        device = video_BCTHW.device
+        picked = torch.randperm(video_BCTHW.shape[2])[: self._num_frames].to(device)
+        x_NCHW, y_NCHW = (
+            rearrange(video[:, :, picked], "B C T H W -> (B T) C H W") for video in (reconstruction_BCTHW, video_BCTHW)
+        )
+        with torch.autocast(device.type, torch.bfloat16):
+            return self._distance.to(device)(x_NCHW, y_NCHW).float().mean()
 
 
 @dataclass(frozen=True, kw_only=True)

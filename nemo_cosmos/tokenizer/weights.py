@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.tokenizer.config import TokenizerConfig
@@ -56,24 +55,6 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> CausalVid
     """
     config = TokenizerConfig.from_dict(read_json(Path(folder) / CONFIG_FILE))
     return build(config, read_tensors(Path(folder) / WEIGHTS_FILE), dtype=dtype)
-
-
-def save_default(tokenizer: CausalVideoTokenizer, card: CheckpointCard, path: Path = DEFAULT_WEIGHTS) -> Path:
-    """Writes the embedded default in bf16, and its card.
-
-    Args:
-        tokenizer: The trained tokenizer.
-        card: What it is and how it was made; its `config` is replaced by the tokenizer's own.
-        path: The `.safetensors` file.
-
-    Returns:
-        The path of the weights.
-    """
-    values = card.to_dict() | {"config": tokenizer.tokenizer_config.to_dict()}
-    with written_aside(path) as aside:
-        write_tensors(aside, {name: weight.bfloat16() for name, weight in tokenizer.state_dict().items()})
-    write_json(path.with_suffix(".json"), values)
-    return path
 
 
 def load_default(path: Path = DEFAULT_WEIGHTS, *, dtype: torch.dtype = torch.float32) -> CausalVideoTokenizer:

@@ -6,6 +6,7 @@ Plain typed arguments, so that recipes use them as `run.Config` or `run.Partial`
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 from megatron.core.distributed import DistributedDataParallelConfig
@@ -32,11 +33,12 @@ def default_trainer(
     val_every: int | None = None,
     val_batches: int = 0,
     async_save: bool = False,
+    precision: Literal["bf16-mixed", "32"] | None = None,
     ema_decay: float | None = None,
     ema_power: float | None = None,
     callbacks: list[pl.Callback] | None = None,
 ) -> nl.Trainer:
-    """A trainer for this machine's devices: fp32 over gloo on CPU, bf16-mixed over nccl on GPU.
+    """A trainer for this machine's devices: over gloo on CPU, over nccl on GPU.
 
     Args:
         max_steps: Optimizer steps in all, over interruptions.
@@ -51,6 +53,7 @@ def default_trainer(
         val_every: Steps between validations; None validates never.
         val_batches: Global batches per validation.
         async_save: Write checkpoints in the background.
+        precision: `bf16-mixed` keeps float32 masters of bf16 weights; None takes it on GPU, and `32` on CPU.
         ema_decay: Keep an average of the weights with this decay; see `EMA`.
         ema_power: Or with this power.
         callbacks: As for Lightning.
@@ -84,7 +87,7 @@ def default_trainer(
         num_nodes=num_nodes,
         max_steps=max_steps,
         strategy=strategy,
-        plugins=nl.MegatronMixedPrecision(precision="bf16-mixed" if on_gpu else "32"),
+        plugins=nl.MegatronMixedPrecision(precision=precision or ("bf16-mixed" if on_gpu else "32")),
         callbacks=[*(callbacks or []), *averages],
         val_check_interval=val_every,
         check_val_every_n_epoch=None,

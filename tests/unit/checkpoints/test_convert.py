@@ -64,6 +64,14 @@ def test_a_wfm_survives_nemo_and_reference_bit_for_bit(dit, tmp_path):
     assert torch.equal(names["logvar.1.weight"], state["logvar_head.linear.weight"])
 
 
+def test_weights_are_cast_only_when_asked(dit, tmp_path):
+    path, state = dit
+    convert(path, tmp_path / "half.safetensors", to="safetensors", dtype="bfloat16")
+    assert _same(read_tensors(tmp_path / "half.safetensors"), {n: t.bfloat16() for n, t in state.items()})
+    with pytest.raises(UserError, match="--dtype"):
+        convert(path, tmp_path / "a.safetensors", to="safetensors", dtype="int8")
+
+
 def test_a_wfm_survives_diffusers_but_for_the_uncertainty_head(dit, tmp_path):
     from diffusers import CosmosTransformer3DModel
 
