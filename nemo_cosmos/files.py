@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_cosmos.errors import UserError
+from nemo_cosmos.errors import UserError, user_error
+
+_FULL_BYTES = 1 << 20
+"""Less than this is a full disk: what failed to write may have left a little."""
 
 
 @contextlib.contextmanager
@@ -40,8 +43,10 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         if aside.is_dir() and path.is_dir():
             shutil.rmtree(path)
         os.replace(aside, path)
-    except OSError as error:
-        raise _explained(error, path) from error
+    except Exception as error:
+        if (explained := _explained(error, path)) is None:
+            raise
+        raise explained from error
     finally:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
@@ -83,11 +88,22 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _explained(error: OSError, path: Path) -> OSError | UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"{path}: the disk is full ({error.strerror}). Free some space and run again; it goes on from here."
+def _explained(error: Exception, path: Path) -> UserError | None:
+    if isinstance(error, UserError):
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EROFS):
+        return UserError(f"{path}: cannot write here ({os.strerror(number)}). Choose another output folder.")
+    # numpy, safetensors and torch hide the number: they tell of a short write in words of their own.
+    if number in (errno.ENOSPC, errno.EDQUOT) or (number is None and _is_full(path.parent)):
+        return user_error(
+            str(path),
+            str(error) if number is None else os.strerror(number),
+            "free space to write it",
+            "The disk is full. Free some space and run again; it goes on from here.",
         )
-    if error.errno in (errno.EACCES, errno.EROFS):
-        return UserError(f"{path}: cannot write here ({error.strerror}). Choose another output folder.")
-    return error
+    return None
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _FULL_BYTES

@@ -3,7 +3,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,6 +73,41 @@ def test_a_full_disk_or_a_closed_folder_is_explained(tmp_path, monkeypatch, numb
     assert str(tmp_path / "a.json") in str(raised.value)
     assert raised.value.__cause__ is error
     assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_told_in_one_line_with_the_way_out(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError) as raised, written_aside(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(raised.value) == (
+        f"{path}: got 'No space left on device', expected free space to write it. "
+        "The disk is full. Free some space and run again; it goes on from here."
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("1000000 requested and 32752 written"),  # numpy
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),  # torch
+    ],
+    ids=["numpy", "torch"],
+)
+@pytest.mark.parametrize("free", [0, 1 << 30])
+def test_a_full_disk_is_seen_where_a_library_hides_the_reason(tmp_path, monkeypatch, error, free):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(Exception, match=re.escape(str(error))) as raised, written_aside(tmp_path / "a.npy"):
+        raise error
+    if free:
+        assert raised.value is error
+    else:
+        assert isinstance(raised.value, UserError) and "The disk is full" in str(raised.value)
+
+
+def test_a_users_error_is_not_blamed_on_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match="^mine$"), written_aside(tmp_path / "a"):
+        raise UserError("mine")
 
 
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
