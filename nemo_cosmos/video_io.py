@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from nemo_cosmos.errors import UserError
+from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import written_aside
 
 if TYPE_CHECKING:
     import torch
+
+_MEND_VIDEO = "The file is corrupt, empty or no video: fetch or write it again, or remove it."
 
 
 def read_video(
@@ -49,11 +51,10 @@ def read_video(
                 if max_frames is not None and len(frames) >= max_frames:
                     break
     except av.FFmpegError as error:
-        raise UserError(
-            f"{name}: cannot be decoded ({error}). The file is corrupt or not a video; remove it."
-        ) from error
+        raise user_error(name, error.strerror, "a video that can be decoded", _MEND_VIDEO) from error
     if not frames or fps <= 0:
-        raise UserError(f"{name}: no frame could be decoded. The file is corrupt or empty; remove it.")
+        got = f"{len(frames)} frames at {fps:g} per second"
+        raise user_error(name, got, "at least one, at a known rate", _MEND_VIDEO)
     return np.stack(frames), fps
 
 
@@ -76,12 +77,13 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float, crf: int = 
     if (
         frames.dtype != np.uint8
         or frames.ndim != 4
+        or frames.size == 0
         or frames.shape[-1] != 3
         or frames.shape[1] % 2
         or frames.shape[2] % 2
     ):
         raise UserError(
-            f"frames: got {frames.dtype} {frames.shape}, expected uint8 [T, H, W, 3] with even H and W. "
+            f"frames: got {frames.dtype} {frames.shape}, expected uint8 [T, H, W, 3], T >= 1, with even H and W. "
             "Convert or pad them."
         )
     with written_aside(path) as aside, av.open(str(aside), "w") as container:

@@ -47,7 +47,23 @@ def test_a_corrupt_file_is_named(tmp_path, frames, damage):
     path = write_video(tmp_path / "clip.mp4", frames, fps=10)
     content = path.read_bytes()
     path.write_bytes({"text": b"this is not a video", "empty": b"", "cut": content[: len(content) // 2]}[damage])
-    with pytest.raises(UserError, match=r"clip\.mp4: .*corrupt"):
+    with pytest.raises(UserError) as raised:
+        read_video(path)
+    assert str(raised.value) == (
+        f"{path}: got 'Invalid data found when processing input', expected a video that can be decoded. "
+        "The file is corrupt, empty or no video: fetch or write it again, or remove it."
+    )
+
+
+def test_a_video_without_frames_is_named(tmp_path):
+    import av
+
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height = stream.width = 32
+        container.start_encoding()
+    with pytest.raises(UserError, match=r"clip\.avi: got '0 frames at 10 per second', expected .* The file is corrupt"):
         read_video(path)
 
 
@@ -74,6 +90,7 @@ def test_a_missing_file_and_sound_alone_are_told_apart(tmp_path):
         np.zeros((2, 15, 16, 3), np.uint8),
         np.zeros((2, 16, 17, 3), np.uint8),
         np.zeros((3, 2, 16, 16), np.uint8),
+        np.zeros((0, 16, 16, 3), np.uint8),
     ],
 )
 def test_frames_that_cannot_be_encoded_are_refused(tmp_path, wrong):
