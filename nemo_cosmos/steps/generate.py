@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_cosmos.contracts import Conditions, GeneratedVideo, Verdict
+from nemo_cosmos.contracts import ACTION_DIM, Conditions, GeneratedVideo, Verdict
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json, write_json
 from nemo_cosmos.generation.open import open_world_model
@@ -133,15 +133,15 @@ def read_actions(path: str | Path) -> np.ndarray:
         path: .npy, or .json holding a list of rows or a record with `actions`.
 
     Returns:
-        float32 [rows, width].
+        float32 [rows, ACTION_DIM].
 
     Raises:
-        UserError: The file is no table of numbers.
+        UserError: The file is no table of numbers, or its rows have another width.
     """
     path = Path(path)
     try:
         if path.suffix == ".npy":
-            rows = np.load(path, allow_pickle=False)
+            rows = np.load(path, allow_pickle=False).astype(np.float32)
         else:
             values = read_json(path)
             if isinstance(values, dict):
@@ -149,12 +149,15 @@ def read_actions(path: str | Path) -> np.ndarray:
             rows = np.asarray(values, dtype=np.float32)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file. Check the path.") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, EOFError) as error:
         raise UserError(
             f"{path}: is no table of numbers ({error}). Give rows of seven numbers, one per frame."
         ) from error
-    if rows.ndim != 2:
+    if rows.ndim != 2 or rows.shape[1] != ACTION_DIM:
         raise user_error(
-            str(path), f"shape {rows.shape}", "rows of seven numbers", "Give one row per frame after the first."
+            str(path),
+            f"shape {rows.shape}",
+            f"[frames - 1, {ACTION_DIM}] (x, y, z, roll, pitch, yaw, gripper)",
+            "Give one row of seven numbers per frame after the first.",
         )
-    return rows.astype(np.float32)
+    return rows

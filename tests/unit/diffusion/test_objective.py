@@ -81,7 +81,15 @@ def test_actions_go_to_the_latent_frame_they_lead_to():
     assert grouped[0, 2, 0] == pytest.approx(0.2, rel=0.01)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 6), (1, 15, 7), (16, 7), (1, 0, 7)])
-def test_wrong_actions_are_refused(shape):
-    with pytest.raises(UserError, match="actions"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 16, 6), r"actions: got \(1, 16, 6\), expected \[batch, frames - 1, 7\].* Give one row of seven numbers"),
+        ((16, 7), r"actions: got \(16, 7\), expected \[batch, frames - 1, 7\]"),
+        ((1, 15, 7), "number of actions: got 15, expected a positive multiple of 8. Cut or extend them"),
+        ((1, 0, 7), "number of actions: got 0, expected a positive multiple of 8"),
+    ],
+)
+def test_wrong_actions_are_refused(shape, message):
+    with pytest.raises(UserError, match=message):
         actions_per_latent_frame(torch.zeros(shape), 8)

@@ -54,8 +54,23 @@ def test_actions_are_read_from_rows_records_and_npy(tmp_path):
     write_json(tmp_path / "d.json", [[1, 2], [3]])
     with pytest.raises(UserError, match="is no table of numbers"):
         step.read_actions(tmp_path / "d.json")
-    write_json(tmp_path / "e.json", [1, 2])
-    with pytest.raises(UserError, match="rows of seven numbers"):
-        step.read_actions(tmp_path / "e.json")
     with pytest.raises(UserError, match="no such file"):
         step.read_actions(tmp_path / "f.npy")
+    for name, content in (("g.npy", b""), ("h.npy", b"no array")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: is no table of numbers"):
+            step.read_actions(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("values", "shape"), [([[0.0] * 6] * 2, "(2, 6)"), ([1.0, 2.0], "(2,)"), ([[[0.0] * 7]], "(1, 1, 7)")]
+)
+def test_actions_of_another_width_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, values, shape):
+    monkeypatch.setattr(step, "open_world_model", lambda *_: pytest.fail("a model was loaded"))
+    path = write_json(tmp_path / "actions.json", values)
+    with pytest.raises(UserError) as raised:
+        step.generate(tmp_path / "a.mp4", prompt="A red car turns left.", actions=path)
+    assert str(raised.value) == (
+        f"{path}: got 'shape {shape}', expected [frames - 1, 7] (x, y, z, roll, pitch, yaw, gripper). "
+        "Give one row of seven numbers per frame after the first."
+    )
