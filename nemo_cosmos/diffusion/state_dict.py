@@ -279,8 +279,9 @@ def _check_names(state: State, expected: set[str], what: str) -> None:
     missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
     if missing or unknown:
         raise UserError(
-            f"{what}: {len(missing)} weights missing {missing[:4]}, {len(unknown)} unknown {unknown[:4]}. "
-            "The configuration does not belong to this checkpoint, or the file is damaged."
+            f"{what}: {len(missing)} weights missing {missing[:4]}, {len(unknown)} unknown {unknown[:4]}, "
+            f"expected the {len(expected)} of this configuration. Choose the preset that the checkpoint belongs to, or "
+            "fetch the file again if it is damaged."
         )
 
 

@@ -37,7 +37,10 @@ def load_whole_weights(model: CosmosDiT, path: str | Path, *, may_lack: tuple[st
             if name not in there:
                 if name.startswith(may_lack):
                     continue
-                raise UserError(f"{path}: weight {name} is missing. Give weights of the same architecture.")
+                raise UserError(
+                    f"{path}: weight {name} is missing, expected {list(tensor.shape)} on this rank. "
+                    "Give weights of the same architecture."
+                )
             axis = tensor_parallel_axis(name)
             whole = file.get_tensor(name)
             part = whole if axis is None else whole.chunk(size, dim=axis)[rank]

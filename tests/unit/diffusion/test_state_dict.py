@@ -97,7 +97,9 @@ def test_missing_and_unknown_weights_are_named(one_rank: torch.device) -> None:
     reference = to_reference(random_state(config), config)
     reference["net.surprise"] = reference.pop("net.affline_norm.weight")
     with pytest.raises(
-        UserError, match=r"1 weights missing \['net.affline_norm.weight'\], 1 unknown \['net.surprise'\]"
+        UserError,
+        match=r"1 weights missing \['net.affline_norm.weight'\], 1 unknown \['net.surprise'\], "
+        r"expected the \d+ of this configuration\. Choose the preset",
     ):
         from_reference(reference, config)
 

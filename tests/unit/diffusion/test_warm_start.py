@@ -42,7 +42,10 @@ def test_missing_and_misshapen_weights_are_named(base, tmp_path):
     _, _, state = base
     name = "blocks.1.mlp.linear_fc1.weight"
     for broken, message in (
-        ({k: v for k, v in state.items() if k != name}, f"weight {name} is missing"),
+        (
+            {k: v for k, v in state.items() if k != name},
+            rf"weight {name} is missing, expected \[768, 192\].*Give weights of the same",
+        ),
         ({**state, name: torch.zeros(3, 3)}, f"weight {name} has shape"),
     ):
         save_file(broken, tmp_path / "broken.safetensors")
