@@ -35,12 +35,21 @@ def test_output_inside_input_is_not_read(videos: Path, config: CurationConfig) -
     assert all("own" not in s.source_video for s in plan_spans(videos, videos / "out", config))
 
 
-@pytest.mark.parametrize("make", [False, True], ids=["missing", "empty"])
-def test_no_videos_is_an_error(tmp_path: Path, config: CurationConfig, make: bool) -> None:
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (False, "an existing folder with videos. Check the path."),
+        (True, "at least one of *.mp4, *.avi, *.mkv, *.mov, *.webm, *.m4v. Put videos there."),
+    ],
+    ids=["missing", "empty"],
+)
+def test_no_videos_is_an_error(tmp_path: Path, config: CurationConfig, make: bool, expected: str) -> None:
+    folder = tmp_path / "in"
     if make:
-        (tmp_path / "in").mkdir()
-    with pytest.raises(UserError, match="input folder"):
-        plan_spans(tmp_path / "in", tmp_path / "out", config)
+        folder.mkdir()
+    with pytest.raises(UserError) as raised:
+        plan_spans(folder, tmp_path / "out", config)
+    assert str(raised.value) == f"input folder: got '{folder}', expected {expected}"
 
 
 def test_heldout_share_follows_the_file_name_only(tmp_path: Path, config: CurationConfig) -> None:
