@@ -31,7 +31,7 @@ def test_dry_run_with_factory_overrides_and_executor(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for text in (
         "Dry run for task nemo_cosmos.training.api:pretrain",
-        "default_trainer(max_steps=500, tp=2)",
+        "default_trainer(max_steps=500, tp=2",
         "diffusion_tiny(num_layers=3)",
         "SlurmExecutor",
         "nodes=2",
