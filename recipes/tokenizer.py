@@ -32,7 +32,7 @@ def tokenizer_tiny_pretrain(
         data,
         directory,
         max_steps=max_steps,
-        lr=1e-3,
+        lr=3e-4,
         init_from=init_from,
         save_every=200,
         perceptual_frames=1,

@@ -40,9 +40,9 @@ FROM_SCRATCH = Budget(
     num_arm=240,
     num_heldout=16,
     num_multiview=2,
-    tokenizer_steps=4000,
-    pretrain_steps=4000,
-    finetune_steps=6000,
+    tokenizer_steps=2200,
+    pretrain_steps=2000,
+    finetune_steps=3500,
     num_eval_clips=64,
 )
 """Trains anew, as the embedded weights were made; most of a day on two CPU cores."""
