@@ -40,6 +40,8 @@ class WholeModel:
     kind: Kind
     weights: dict[str, torch.Tensor]
     card: CheckpointCard
+    may_lack: tuple[str, ...] = ()
+    """Our names that the source format cannot hold."""
 
 
 def convert(
@@ -72,7 +74,7 @@ def convert(
         model = _cast(model, getattr(torch, dtype))
     target, dropped = Path(target), []
     if to == "nemo":
-        nemo_format.save(model.kind, model.weights, model.card, target)
+        nemo_format.save(model.kind, model.weights, model.card, target, may_lack=model.may_lack)
     elif to == "safetensors":
         with written_aside(target) as aside:
             write_tensors(aside, model.weights)
@@ -124,7 +126,8 @@ def _read_diffusers(folder: Path) -> WholeModel:
         config = conversion.config_of_diffusers(values)
         return _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
     config = dit_names.config_from_diffusers(values)
-    return _dit(dit_names.from_diffusers(weights, config), architecture_of(config), folder)
+    model = _dit(dit_names.from_diffusers(weights, config), architecture_of(config), folder)
+    return dataclasses.replace(model, may_lack=dit_names.NOT_IN_DIFFUSERS)
 
 
 def _diffusers_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -184,7 +187,7 @@ def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
         )
         dropped = []
     else:
-        weights, values = dit_names.to_diffusers(model.weights, config_from(model.card.config))
+        weights, values = dit_names.to_diffusers(model.weights, config_from(model.card.config, backend="torch"))
         values = {"_class_name": "CosmosTransformer3DModel", **values}
         dropped = list(dit_names.NOT_IN_DIFFUSERS)
     with written_aside(folder) as aside:
@@ -201,7 +204,7 @@ def _write_reference(model: WholeModel, path: Path) -> None:
         config = TokenizerConfig.from_dict(model.card.config)
         weights = tokenizer_names.to_reference_names(model.weights, config)
     else:
-        weights = dit_names.to_reference(model.weights, config_from(model.card.config))
+        weights = dit_names.to_reference(model.weights, config_from(model.card.config, backend="torch"))
     with written_aside(path) as aside:
         if path.suffix == ".pt":
             torch.save(weights, aside)

@@ -11,6 +11,7 @@ from torch import nn
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion.architecture import config_from
 from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.parallel.startup import initialize
@@ -31,31 +32,51 @@ def read(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def save(
-    kind: Literal["tokenizer", "diffusion"], weights: dict[str, torch.Tensor], card: CheckpointCard, folder: Path
+    kind: Literal["tokenizer", "diffusion"],
+    weights: dict[str, torch.Tensor],
+    card: CheckpointCard,
+    folder: Path,
+    *,
+    may_lack: tuple[str, ...] = (),
 ) -> None:
     """Writes a Megatron distributed checkpoint in NeMo's layout, and its card.
 
     Args:
         kind: What the weights are.
-        weights: Whole, under our names. Weights that the source format lacks keep their first values.
+        weights: Whole, under our names.
         card: Its `config` is the architecture.
         folder: Where; an older one is replaced.
+        may_lack: Names that the source format cannot hold; such weights keep their first values.
+
+    Raises:
+        UserError: Any other weight is missing, or one is not of this architecture.
     """
     from megatron.core import dist_checkpointing
 
     with initialize():
         module = _module(kind, card)
         missing, unknown = module.load_state_dict(weights, strict=False)
-        assert not unknown, unknown
+        _refuse_gaps([name for name in missing if name not in may_lack and not name.endswith("_extra_state")], unknown)
         with written_aside(folder) as aside:
             (aside / WEIGHTS).mkdir(parents=True)
             dist_checkpointing.save({"state_dict": module.sharded_state_dict(prefix=PREFIX)}, str(aside / WEIGHTS))
             write_json(aside / "card.json", card.to_dict())
 
 
+def _refuse_gaps(missing: list[str], unknown: list[str]) -> None:
+    if missing or unknown:
+        raise user_error(
+            "weights",
+            f"{len(missing)} missing {missing[:4]}, {len(unknown)} unknown {unknown[:4]}",
+            "exactly those of the card's architecture",
+            "Convert a whole checkpoint.",
+        )
+
+
 def _module(kind: Literal["tokenizer", "diffusion"], card: CheckpointCard) -> nn.Module:
     if kind == "diffusion":
-        return CosmosDiT(config_from(card.config), **stage_ends(None))
+        # TransformerEngine would want a GPU, and its layers store the same weights.
+        return CosmosDiT(config_from(card.config, backend="torch"), **stage_ends(None))
     return _megatron_tokenizer(TokenizerConfig.from_dict(card.config))
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -44,6 +46,11 @@ def tokenizer(tmp_path_factory):
     return weights.save(model, tmp_path_factory.mktemp("tokenizer") / "folder"), model.state_dict()
 
 
+def _store(path, state, like):
+    save_file(state, path)
+    shutil.copy(like.with_suffix(".json"), path.with_suffix(".json"))
+
+
 def _same(found, expected):
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -81,6 +88,31 @@ def test_a_wfm_survives_diffusers_but_for_the_uncertainty_head(dit, tmp_path):
     CosmosTransformer3DModel.from_pretrained(tmp_path / "diffusers")
     convert(tmp_path / "diffusers", tmp_path / "back.safetensors", to="safetensors")
     assert _same(read_tensors(tmp_path / "back.safetensors"), {n: t for n, t in state.items() if "logvar" not in n})
+
+
+def test_weights_that_the_source_should_hold_must_be_there(dit, tokenizer, tmp_path):
+    path, state = dit
+    _store(tmp_path / "wfm.safetensors", {n: t for n, t in state.items() if not n.startswith("blocks.1.mlp")}, path)
+    with pytest.raises(UserError, match=r"missing \['blocks\.1\.mlp\.linear_fc1\.weight'"):
+        convert(tmp_path / "wfm.safetensors", tmp_path / "nemo", to="nemo")
+    _store(tmp_path / "more.safetensors", state | {"another": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"unknown \['another'\]"):
+        convert(tmp_path / "more.safetensors", tmp_path / "nemo", to="nemo")
+    folder, state = tokenizer
+    shutil.copytree(folder, tmp_path / "folder")
+    save_file({n: t for n, t in state.items() if not n.startswith("decoder.")}, tmp_path / "folder/model.safetensors")
+    with pytest.raises(UserError, match=r"weights: got .* missing \['decoder\."):
+        convert(tmp_path / "folder", tmp_path / "nemo", to="nemo")
+    assert not (tmp_path / "nemo").exists()
+
+
+def test_diffusers_weights_may_lack_the_uncertainty_head(dit, tmp_path):
+    path, state = dit
+    convert(path, tmp_path / "diffusers", to="diffusers")
+    convert(tmp_path / "diffusers", tmp_path / "nemo", to="nemo")
+    with initialize():
+        found = dict(load_network(tmp_path / "nemo")[0].global_tensors())
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items() if "logvar" not in name)
 
 
 def test_a_tokenizer_survives_every_format(tokenizer, tmp_path):
