@@ -43,19 +43,19 @@ def pretrain(
 
 @run.cli.entrypoint(namespace=NAMESPACE)
 def finetune(
-    model: LightningModule,
-    data: LightningDataModule,
+    model: Callable[..., LightningModule],
+    data: Callable[..., LightningDataModule],
     trainer: Trainer,
     log: NeMoLogger,
     optim: OptimizerModule,
+    base: str,
     resume: AutoResume | None = None,
-    base: str | None = None,
     may_lack: tuple[str, ...] = (),
 ) -> Path:
-    """Post-trains a WFM from a checkpoint; name a recipe: `--factory diffusion_tiny_action_finetune`."""
-    from nemo_cosmos.training.api import finetune as target
+    """Post-trains a WFM from another; name a recipe: `--factory diffusion_tiny_action_finetune`."""
+    from nemo_cosmos.post_training.start import finetune as target
 
-    return target(model, data, trainer, log=log, optim=optim, resume=resume, base=base, may_lack=may_lack)
+    return target(model, data, trainer, log=log, optim=optim, base=base, resume=resume, may_lack=may_lack)
 
 
 def _entry_point_of(recipe: Callable[..., run.Partial]) -> None:

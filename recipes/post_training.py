@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nemo_run as run
 
 from recipes.annotations import with_types
-from recipes.diffusion import EMA_POWER, adam, latent_data
+from recipes.diffusion import EMA_POWER, adam
 
 
 @with_types
@@ -21,8 +19,7 @@ def diffusion_tiny_action_finetune(
 
     Args:
         latents: Folder that the `tokenize` recipe wrote.
-        base: The pretrained WFM: a checkpoint folder, a safetensors file of whole weights with its card beside it, or
-            the name of embedded weights.
+        base: The pretrained WFM: see `nemo_cosmos.post_training.start.find_base`.
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
     """
@@ -47,7 +44,7 @@ def diffusion_7b_action_finetune(
 
     Args:
         latents: Folder that the `tokenize` recipe wrote with the 720p tokenizer and T5.
-        base: Checkpoint folder of the Video2World 7B, or a safetensors file of its whole weights.
+        base: The Video2World 7B: see `nemo_cosmos.post_training.start.find_base`.
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
         num_nodes: Of 8 GPUs; the batch grows with them.
@@ -85,33 +82,25 @@ def _action_finetune(
     size: object, latents: str, base: str, *, max_steps: int, batch_size: int, lr: float, warmup: int, **config: object
 ) -> run.Partial:
     """What the sizes share; `trainer` and `log` are the caller's."""
-    from nemo_cosmos.checkpoints.embedded import WEIGHTS
     from nemo_cosmos.contracts import ACTION_DIM
     from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS
     from nemo_cosmos.post_training.action import action_conditioned
-    from nemo_cosmos.training import api, defaults
+    from nemo_cosmos.post_training.start import finetune
+    from nemo_cosmos.training import defaults
 
-    place = Path(base) if "/" in base else WEIGHTS / f"{base}.safetensors"
-    from_file = place.suffix == ".safetensors"
-    card = place.with_suffix(".json") if from_file else place / "card.json"
-    model = run.Config(
-        action_conditioned,
-        config=run.Config(size, action_dim=ACTION_DIM, **config),
-        init_from=str(place) if from_file else None,
-    )
-    data = latent_data(
-        latents,
-        with_actions=True,
-        statistics_of=str(card),
-        micro_batch_size=batch_size,
-        global_batch_size=batch_size,
-    )
     return run.Partial(
-        api.finetune,
-        model=model,
-        data=data,
+        finetune,
+        model=run.Partial(action_conditioned, config=run.Config(size, action_dim=ACTION_DIM, **config)),
+        data=base_latents(latents, with_actions=True, micro_batch_size=batch_size, global_batch_size=batch_size),
         optim=adam(lr=lr, max_steps=max_steps, warmup=min(warmup, max_steps // 10), weight_decay=0.01),
         resume=run.Config(defaults.default_resume),
-        base=None if from_file else str(place),
+        base=base,
         may_lack=ACTION_LAYERS,
     )
+
+
+def base_latents(path: str, **settings: object) -> run.Partial:
+    """A latent cache as training data, once the base has been found whose statistics it takes."""
+    from nemo_cosmos.data.datamodule import LatentDataModule
+
+    return run.Partial(LatentDataModule, path=path, **settings)

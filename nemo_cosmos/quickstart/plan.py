@@ -82,22 +82,25 @@ def pretrain(config: QuickstartConfig) -> run.Partial:
     )
     recipe.trainer.precision = fast_precision()
     if not config.from_scratch:
-        _start_from(recipe, embedded_path(BASE))
+        weights = embedded_path(BASE)
+        recipe.model.init_from = str(weights)
+        recipe.data.statistics_of = str(weights.with_suffix(".json"))
+        recipe.optim.lr = _WARM_LR
     return recipe
 
 
 def finetune(config: QuickstartConfig) -> run.Partial:
     """Video2World with actions; from scratch on the WFM just pretrained, warm on the embedded post-trained one."""
-    base = newest_checkpoint(config.output / "pretrain") if config.from_scratch else embedded_path(ACTION)
+    base = str(newest_checkpoint(config.output / "pretrain")) if config.from_scratch else ACTION
     recipe = registry.find("diffusion_tiny_action_finetune")(
         latents=str(config.output / "latents"),
-        base=str(base),
+        base=base,
         directory=str(config.output / "finetune"),
         max_steps=config.budget.finetune_steps,
     )
     recipe.trainer.precision = fast_precision()
     if not config.from_scratch:
-        _start_from(recipe, base)
+        recipe.optim.lr = _WARM_LR
     return recipe
 
 
@@ -132,9 +135,3 @@ def newest_checkpoint(run_folder: Path) -> Path:
     from nemo_cosmos.training.checkpoint import finished_checkpoints
 
     return finished_checkpoints(run_folder / "checkpoints")[-1]
-
-
-def _start_from(recipe: run.Partial, weights: Path) -> None:
-    recipe.model.init_from = str(weights)
-    recipe.data.statistics_of = str(weights.with_suffix(".json"))
-    recipe.optim.lr = _WARM_LR

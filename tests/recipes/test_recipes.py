@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from pathlib import Path
 
 import fiddle
 import nemo_run as run
@@ -32,6 +33,17 @@ def test_recipe_survives_what_executors_send_over(name: str) -> None:
     assert serialization.load_json(serialization.dump_json(recipe)) == recipe
     assert pickle.loads(pickle.dumps(recipe)) == recipe
     assert ConfigSerializer().deserialize_yaml(registry.as_yaml(name)).__fn_or_cls__ is recipe.__fn_or_cls__
+
+
+@pytest.mark.parametrize("name", registry.RECIPES)
+def test_recipe_holds_no_path_of_this_machine(name: str) -> None:
+    """It may run in a container or on a cluster, where the package lies elsewhere."""
+    assert str(Path(__file__).parents[2]) not in serialization.dump_json(registry.find(name)())
+
+
+def test_base_of_a_post_training_can_be_overridden() -> None:
+    recipe = configure("diffusion_tiny_action_finetune", ["base=runs/short", "data.micro_batch_size=8"])
+    assert (recipe.base, recipe.data.micro_batch_size) == ("runs/short", 8)
 
 
 def test_every_recipe_has_one_line_to_describe_it() -> None:

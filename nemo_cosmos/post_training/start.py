@@ -1,0 +1,104 @@
+"""Post-training from a base that is found when the run starts, on the machine that it runs on.
+
+A recipe is made on one machine and run on others, so it carries what the user said of the base: a name, or a path as
+the run will see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from nemo.lightning import AutoResume, NeMoLogger, Trainer
+from nemo.lightning.pytorch.optim import OptimizerModule
+
+from nemo_cosmos.checkpoints.embedded import embedded_path
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.training import api
+from nemo_cosmos.training.card import CARD
+from nemo_cosmos.training.checkpoint import finished_checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A WFM to start from."""
+
+    weights: Path
+    """A checkpoint folder, or a safetensors file of whole weights."""
+    card: Path
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the weights are a safetensors file."""
+        return self.weights.suffix == ".safetensors"
+
+
+def find_base(base: str) -> Base:
+    """Finds a WFM to start from.
+
+    Args:
+        base: A checkpoint folder; a run's folder, of which the newest finished checkpoint is taken; a safetensors file
+            of whole weights with its card beside it; or the name of embedded weights.
+
+    Raises:
+        UserError: There is none.
+    """
+    place = Path(base)
+    if place.suffix == ".safetensors":
+        return Base(weights=place, card=place.with_suffix(".json"))
+    if (place / "checkpoints").is_dir():
+        finished = finished_checkpoints(place / "checkpoints")
+        if not finished:
+            raise UserError(f"{place}: holds no finished checkpoint. Let that run write one, or give another base.")
+        place = finished[-1]
+    if place.is_dir():
+        return Base(weights=place, card=place / CARD)
+    if "/" in base:
+        raise UserError(f"{base}: no such folder. Give the base's checkpoint, its run's folder, or a name.")
+    embedded = embedded_path(base)
+    return Base(weights=embedded, card=embedded.with_suffix(".json"))
+
+
+def finetune(
+    model: Callable[..., LightningModule],
+    data: Callable[..., LightningDataModule],
+    trainer: Trainer,
+    *,
+    log: NeMoLogger,
+    optim: OptimizerModule,
+    base: str,
+    resume: AutoResume | None = None,
+    may_lack: tuple[str, ...] = (),
+) -> Path:
+    """Trains a WFM on from a base, on latents that are normalised as the base's were.
+
+    Args:
+        model: Makes the model; takes `init_from`, as `DiffusionModel` does.
+        data: Makes the data; takes `statistics_of`, as `LatentDataModule` does.
+        trainer: As for `nemo_cosmos.training.api.finetune`, and so all others that are not told here.
+        log: Where to write.
+        optim: Optimizer and schedule.
+        base: See `find_base`.
+        resume: Where to go on.
+        may_lack: Prefixes of weights that a base's checkpoint may lack.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: There is no such base, or it does not fit the model or the data.
+    """
+    found = find_base(base)
+    # A file is read while the model is built; Megatron reads a checkpoint once the optimizer stands.
+    return api.finetune(
+        model(init_from=str(found.weights)) if found.is_file else model(),
+        data(statistics_of=str(found.card)),
+        trainer,
+        log=log,
+        optim=optim,
+        resume=resume,
+        base=None if found.is_file else found.weights,
+        may_lack=may_lack,
+    )

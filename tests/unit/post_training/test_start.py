@@ -1,0 +1,80 @@
+"""The base of a post-training is found when the run starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_cosmos.checkpoints import embedded
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.post_training import start
+
+
+def write_checkpoint(folder: Path) -> Path:
+    (folder / "weights").mkdir(parents=True)
+    for name in ("metadata.json", ".metadata", "common.pt"):
+        (folder / "weights" / name).touch()
+    return folder
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the training was started with."""
+    given: dict[str, Any] = {}
+
+    def finetune(model: object, data: object, trainer: object, **others: object) -> Path:
+        given.update(model=model, data=data, trainer=trainer, **others)
+        return Path("run")
+
+    monkeypatch.setattr(start.api, "finetune", finetune)
+    return given
+
+
+def post_train(base: str) -> None:
+    start.finetune(dict, dict, "trainer", log="log", optim="optim", base=base, may_lack=("action",))
+
+
+def test_embedded_name_is_found_where_the_package_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
+    (tmp_path / "small.safetensors").touch()
+    post_train("small")
+    assert called["model"] == {"init_from": str(tmp_path / "small.safetensors")}
+    assert called["data"] == {"statistics_of": str(tmp_path / "small.json")}
+    assert called["base"] is None
+
+
+def test_checkpoint_folder_is_loaded_by_the_training(tmp_path: Path, called: dict[str, Any]) -> None:
+    folder = write_checkpoint(tmp_path / "step=0000010")
+    post_train(str(folder))
+    assert called["model"] == {}
+    assert called["data"] == {"statistics_of": str(folder / "card.json")}
+    assert (called["base"], called["may_lack"]) == (folder, ("action",))
+    assert (called["log"], called["optim"], called["resume"]) == ("log", "optim", None)
+
+
+def test_run_folder_stands_for_its_newest_finished_checkpoint(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step in (10, 20, 30):
+        write_checkpoint(checkpoints / f"step={step:07d}")
+    (checkpoints / "step=0000030-unfinished").touch()
+    (checkpoints / "step=0000020-last").symlink_to("step=0000020")
+    assert start.find_base(str(tmp_path / "run")).weights == checkpoints / "step=0000020"
+
+
+def test_file_has_its_card_beside_it(tmp_path: Path) -> None:
+    found = start.find_base(str(tmp_path / "whole.safetensors"))
+    assert (found.weights, found.card) == (tmp_path / "whole.safetensors", tmp_path / "whole.json")
+
+
+def test_what_is_no_base_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
+        start.find_base(str(tmp_path / "run"))
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        start.find_base(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="checkpoint nothing: neither a folder nor embedded weights"):
+        start.find_base("nothing")
