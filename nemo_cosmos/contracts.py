@@ -182,6 +182,8 @@ class LatentSample(Record):
     width: int
     caption: str
     view: str | None = None
+    has_actions: bool = False
+    """Whether the tensors hold `actions`."""
 
 
 @dataclass(frozen=True, kw_only=True)

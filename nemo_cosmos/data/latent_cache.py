@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,12 +20,15 @@ from nemo_cosmos.data.curated import SINGLE_VIEW, CuratedClips, caption_at, wind
 from nemo_cosmos.data.tar_shard import TarShard
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json, write_json, written_aside
+from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.video_io import to_model
 
 if TYPE_CHECKING:
     from nemo_cosmos.text import TextEncoder
 
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
+_TEXTS_KEPT = 32
+"""Captions whose states a writer holds in memory."""
 
 
 class LatentTokenizer(Protocol):
@@ -77,7 +81,7 @@ def write_latent_cache(
     Args:
         curated: Folder that `nemo-cosmos curate` wrote.
         output: Folder of the cache.
-        tokenizer: A continuous tokenizer.
+        tokenizer: A continuous tokenizer, on this rank's device.
         tokenizer_name: Its preset's name, for the card.
         text_encoder: Encodes the captions.
         config: What to cut.
@@ -147,7 +151,8 @@ class _ShardWriter:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
         self._config = config
-        self._texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        # Windows of one clip stand together and share captions; T5 states take 1 MB each, so only the latest are kept.
+        self._text = lru_cache(maxsize=_TEXTS_KEPT)(self._encode_text)
 
     def write(self, clips: CuratedClips, name: str, tar_path: Path) -> None:
         import webdataset
@@ -155,9 +160,9 @@ class _ShardWriter:
         stats = _Moments()
         with written_aside(tar_path) as aside, webdataset.TarWriter(str(aside), mtime=0.0) as tar:
             for samples, frames in self._batches(clips, name):
-                video = torch.stack([to_model(f) for f in frames])
+                video = torch.stack([to_model(f) for f in frames]).to(current_device())
                 with torch.inference_mode():
-                    latents = self._tokenizer.encode(video).float()
+                    latents = self._tokenizer.encode(video).float().cpu()
                 for sample, latent in zip(samples, latents, strict=True):
                     stats.add(latent)
                     tar.write(self._member(sample[0], sample[1], latent))
@@ -182,11 +187,12 @@ class _ShardWriter:
         if samples:
             yield samples, frames
 
+    def _encode_text(self, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
+        states, mask = self._text_encoder.encode([caption])
+        return states[0].bfloat16(), mask[0]
+
     def _member(self, sample: LatentSample, record: ClipRecord, latent: torch.Tensor) -> dict[str, str | bytes]:
-        if sample.caption not in self._texts:
-            states, mask = self._text_encoder.encode([sample.caption])
-            self._texts[sample.caption] = states[0].bfloat16(), mask[0]
-        text_emb, text_mask = self._texts[sample.caption]
+        text_emb, text_mask = self._text(sample.caption)
         tensors = {"latent": latent.bfloat16().contiguous(), "text_emb": text_emb, "text_mask": text_mask}
         start, stop = sample.start_frame, sample.start_frame + sample.num_frames
         conditions = record.conditions
@@ -217,6 +223,7 @@ def _sample(record: ClipRecord, start: int, config: LatentCacheConfig) -> Latent
         width=config.width,
         caption=caption_at(record, start, config.num_frames),
         view=record.conditions.view,
+        has_actions=record.conditions.actions is not None,
     )
 
 
@@ -352,21 +359,14 @@ class LatentDataset(torch.utils.data.Dataset):
             shard = TarShard(path)
             for key in shard.keys:
                 sample = LatentSample.from_dict(json.loads(shard.read(f"{key}.json")))
-                if sources is None or sample.source in sources:
+                if (sources is None or sample.source in sources) and (sample.has_actions or not with_actions):
                     self.samples.append(sample)
                     self._places.append((shard, key))
-        if with_actions:
-            self._keep_only_with_actions()
         if not self.samples:
             raise UserError(
                 f"{root}: no {split} sample passes sources={sources}, with_actions={with_actions}. "
                 "Collect and curate such video first."
             )
-
-    def _keep_only_with_actions(self) -> None:
-        kept = [i for i in range(len(self.samples)) if "actions" in self._tensors(i)]
-        self.samples = [self.samples[i] for i in kept]
-        self._places = [self._places[i] for i in kept]
 
     def _tensors(self, index: int) -> dict[str, torch.Tensor]:
         shard, key = self._places[index]

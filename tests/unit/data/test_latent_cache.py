@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from nemo_cosmos.data import latent_cache
 from nemo_cosmos.data.curated import CuratedClips, caption_at
 from nemo_cosmos.data.latent_cache import (
     LatentCacheConfig,
@@ -43,14 +44,14 @@ class LengthEncoder:
 CONFIG = LatentCacheConfig(num_frames=17, height=32, width=32, window_stride=4, batch_size=2)
 
 
-def _write(curated, output, *, tokenizer=None, config=CONFIG, **options):
+def _write(curated, output, *, tokenizer=None, text_encoder=None, config=CONFIG, **options):
     tokenizer = tokenizer or AverageTokenizer()
     return write_latent_cache(
         curated,
         output,
         tokenizer=tokenizer,
         tokenizer_name="average",
-        text_encoder=LengthEncoder(),
+        text_encoder=text_encoder or LengthEncoder(),
         config=config,
         **options,
     )
@@ -73,6 +74,18 @@ def test_samples_hold_their_own_window_caption_and_actions(curated, tmp_path):
         assert item["actions"][0].tolist()[:2] == [float(sample.clip_id[-1]), float(sample.start_frame)]
         assert sample.caption == caption_at(clips.records[index], sample.start_frame, 17)
         assert item["text_emb"][0, 0] == len(sample.caption)
+
+
+def test_pixels_go_to_this_ranks_device_and_latents_come_back(curated, tmp_path, monkeypatch):
+    class OnMeta(AverageTokenizer):
+        def encode(self, video_BCTHW):
+            assert video_BCTHW.device.type == "meta"
+            return super().encode(video_BCTHW)
+
+    monkeypatch.setattr(latent_cache, "current_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype))
+    card = _write(curated, tmp_path / "latents", tokenizer=OnMeta())
+    assert card.latent_mean == (1.0,) * 3
 
 
 def test_training_latents_have_zero_mean_and_unit_variance(curated, tmp_path):
@@ -132,6 +145,31 @@ def test_sources_and_actions_filter(curated, tmp_path):
     assert {s.source for s in LatentDataset(tmp_path / "latents", split="train", sources=("arm",)).samples} == {"arm"}
     with pytest.raises(UserError, match="no train sample passes"):
         LatentDataset(tmp_path / "latents", split="train", sources=("boat",))
+
+
+def test_samples_with_actions_are_told_without_reading_tensors(curated, tmp_path, monkeypatch):
+    _write(curated, tmp_path / "latents", config=dataclasses.replace(CONFIG, num_frames=5))
+    monkeypatch.setattr(latent_cache, "load_safetensors", lambda _: pytest.fail("tensors were read"))
+    all_samples = LatentDataset(tmp_path / "latents", split="train").samples
+    with_actions = LatentDataset(tmp_path / "latents", split="train", with_actions=True).samples
+    assert {s.clip_id for s in all_samples} - {s.clip_id for s in with_actions} == {"clip4"}
+
+
+def test_few_text_states_are_kept_and_neighbours_share_them(curated, tmp_path):
+    class Noting(LengthEncoder):
+        prompts = ()
+
+        def encode(self, prompts):
+            self.prompts += tuple(prompts)
+            return super().encode(prompts)
+
+    encoder = Noting()
+    _write(curated, tmp_path / "latents", text_encoder=encoder)
+    assert len(encoder.prompts) == len(set(encoder.prompts))
+    writer = latent_cache._ShardWriter(AverageTokenizer(), encoder, CONFIG, None)
+    for number in range(100):
+        writer._text(f"caption {number}")
+    assert writer._text.cache_info().currsize < 50
 
 
 def test_empty_and_broken_folders_are_refused(curated, tmp_path):
