@@ -6,16 +6,21 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from nemo_cosmos.checkpoints.load import load_network, load_tokenizer
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.generation.world_model import WorldModel
+from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.text import TEXT_ENCODERS, load_text_encoder
 
 
 @contextlib.contextmanager
 def open_world_model(checkpoint: str | Path, tokenizer: str | Path) -> Iterator[WorldModel]:
-    """Loads a WFM, its tokenizer and its text encoder, for the time of the block.
+    """Loads a WFM, its tokenizer and its text encoder onto this rank's device, for the time of the block.
+
+    On a GPU the network runs in bf16, as it was trained; on the CPU in float32.
 
     Args:
         checkpoint: A NeMo checkpoint with a card, or the name of embedded weights.
@@ -29,12 +34,13 @@ def open_world_model(checkpoint: str | Path, tokenizer: str | Path) -> Iterator[
     """
     with initialize():
         network, card = load_network(checkpoint)
+        device = current_device()
         width = network.config.crossattn_emb_channels
         encoder = next(name for name, config in TEXT_ENCODERS.items() if config.dim == width)
         yield WorldModel(
-            network=network,
-            tokenizer=load_tokenizer(tokenizer).model,
-            text_encoder=load_text_encoder(encoder),
+            network=network.to(device=device, dtype=torch.bfloat16 if device.type == "cuda" else None),
+            tokenizer=load_tokenizer(tokenizer).model.to(device),
+            text_encoder=load_text_encoder(encoder).to(device),
             card=card,
             edm=EDM(),
         )

@@ -77,6 +77,11 @@ class WorldModel:
         if self.card.latent_mean is None or self.card.latent_std is None:
             raise UserError(f"checkpoint {self.card.model}: its card has no latent statistics. Give a diffusion WFM's.")
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs; the tokenizer must be there too."""
+        return next(self.network.parameters()).device
+
     @torch.inference_mode()
     def generate(
         self,
@@ -116,16 +121,18 @@ class WorldModel:
             edm=self.edm,
             text_emb=self._text(prompts),
             negative_text_emb=self._text([negative_prompt] * len(prompts)),
-            fps=torch.full((len(prompts),), config.fps),
+            fps=torch.full((len(prompts),), config.fps),  # on the CPU, for the network reads it as plain numbers
             given=given,
             mask=mask,
-            augment_noise=augment_noise,
+            augment_noise=augment_noise.to(self.device),
             guidance=config.guidance,
             actions=None if actions is None else self._actions(actions),
             video2world=self.network.config.concat_condition_mask,
         )
         sigmas = karras_sigmas(config.num_steps, sigma_max=config.sigma_max)
-        latent = SAMPLERS[config.sampler](denoiser, noise, sigmas, progress=progress) / self.edm.sigma_data
+        latent = (
+            SAMPLERS[config.sampler](denoiser, noise.to(self.device), sigmas, progress=progress) / self.edm.sigma_data
+        )
         video = self.tokenizer.decode(denormalise_latent(latent, self.card.latent_mean, self.card.latent_std))
         return [to_pixels(one) for one in video]
 
@@ -167,32 +174,32 @@ class WorldModel:
         self, first_frames: list[np.ndarray] | None, shape: torch.Size, config: SamplingConfig
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes the given frames into the first slots of a latent."""
-        given = torch.zeros(shape)
+        given = torch.zeros(shape, device=self.device)
         if first_frames is None:
-            return given, condition_mask(torch.zeros(shape[0], dtype=torch.int64), shape)
+            return given, condition_mask(torch.zeros(shape[0], dtype=torch.int64, device=self.device), shape)
         pixels = [to_model(resize_frames(f, config.height, config.width)) for f in first_frames]
         if len({p.shape for p in pixels}) > 1 or pixels[0].shape[1] >= config.num_frames:
             got = [p.shape[1] for p in pixels]
             raise user_error("first frames", got, f"equal counts below {config.num_frames}", "Cut them to one length.")
-        latent = self.tokenizer.encode(torch.stack(pixels))
+        latent = self.tokenizer.encode(torch.stack(pixels).to(self.device))
         latent = normalise_latent(latent, self.card.latent_mean, self.card.latent_std) * self.edm.sigma_data
         given[:, :, : latent.shape[2]] = latent
-        return given, condition_mask(torch.full((shape[0],), latent.shape[2]), shape)
+        return given, condition_mask(torch.full((shape[0],), latent.shape[2], device=self.device), shape)
 
     def _text(self, prompts: list[str]) -> torch.Tensor:
         """Token states; zeros for an empty prompt, which is how text dropout trains the network."""
         states, _ = self.text_encoder.encode(prompts)
         present = torch.tensor([bool(prompt) for prompt in prompts], dtype=states.dtype)
-        return states * present.view(-1, 1, 1)
+        return (states * present.view(-1, 1, 1)).to(self.device)
 
     def _actions(self, actions: np.ndarray) -> torch.Tensor:
         return actions_per_latent_frame(
             torch.as_tensor(actions, dtype=torch.float32), self.tokenizer.tokenizer_config.temporal_compression
-        )
+        ).to(self.device)
 
 
 def _noise(shape: torch.Size, seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws each video's noise from its own seed, so that a batch changes nothing."""
+    """Draws each video's noise from its own seed, on the CPU: neither batch nor device changes it."""
     drawn = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)

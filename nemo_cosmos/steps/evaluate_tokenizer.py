@@ -13,6 +13,7 @@ from nemo_cosmos.evaluation.codec_baselines import LatentRate, bicubic, block_dc
 from nemo_cosmos.evaluation.metrics import psnr, ssim
 from nemo_cosmos.evaluation.perceptual import LpipsLike
 from nemo_cosmos.files import write_json
+from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.steps.heldout import HeldOutWindow, held_out_windows
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 from nemo_cosmos.video_io import to_model, to_pixels
@@ -43,7 +44,7 @@ def evaluate_tokenizer(
         `methods`: for each method the mean PSNR (dB), SSIM and LPIPS-like; `by_source`: the tokenizer's PSNR per
         domain; `num_clips`; `num_stored`: numbers kept per clip, the same for all methods.
     """
-    model = load_tokenizer(tokenizer).model
+    model = load_tokenizer(tokenizer).model.to(current_device())
     windows = held_out_windows(
         curated, num_windows=num_clips, num_frames=num_frames, height=height, width=width, with_actions=False
     )
@@ -69,7 +70,7 @@ def evaluate_tokenizer(
 def reconstruct(model: CausalVideoTokenizer, frames: np.ndarray) -> np.ndarray:
     """Encodes and decodes one video, uint8 [T, H, W, 3]."""
     with torch.inference_mode():
-        return to_pixels(model(to_model(frames)[None])[0])
+        return to_pixels(model(to_model(frames)[None].to(next(model.parameters()).device))[0])
 
 
 def _mean_measures(windows: list[HeldOutWindow], videos: list[np.ndarray]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.data.latent_cache import LatentCacheConfig, write_latent_cache
+from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.text import load_text_encoder
 
 
@@ -37,13 +38,13 @@ def tokenize(
     Raises:
         UserError: See `write_latent_cache`.
     """
-    loaded = load_tokenizer(tokenizer)
+    loaded, device = load_tokenizer(tokenizer), current_device()
     return write_latent_cache(
         curated,
         output,
-        tokenizer=loaded.model,
+        tokenizer=loaded.model.to(device),
         tokenizer_name=loaded.name,
-        text_encoder=load_text_encoder(text_encoder),
+        text_encoder=load_text_encoder(text_encoder).to(device),
         config=config or LatentCacheConfig(),
         worker=worker,
         num_workers=num_workers,

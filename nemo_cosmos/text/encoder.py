@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from nemo_cosmos.errors import UserError, user_error
 
@@ -59,6 +59,14 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._model = model
 
+    def to(self, device: torch.device) -> Self:
+        """Moves the encoder's model; T5 runs in bf16 on a GPU, where float32 would take 20 GB."""
+        import torch
+
+        half = device.type == "cuda" and self.config.architecture == "t5"
+        self._model = self._model.to(device=device, dtype=torch.bfloat16 if half else None)
+        return self
+
     def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes prompts.
 
@@ -66,7 +74,7 @@ class TextEncoder:
             prompts: B texts; an empty one gives the states of the empty sentence.
 
         Returns:
-            Token states, float32 [B, L, D], zero where padded, and the mask, bool [B, L].
+            Token states, float32 [B, L, D], zero where padded, and the mask, bool [B, L]; both on the CPU.
         """
         import torch
 
@@ -76,8 +84,8 @@ class TextEncoder:
         device = next(self._model.parameters()).device
         tokens = {name: value.to(device) for name, value in tokens.items()}
         with torch.inference_mode():
-            states = self._model(**tokens).last_hidden_state.float()
-        mask = tokens["attention_mask"].bool()
+            states = self._model(**tokens).last_hidden_state.float().cpu()
+        mask = tokens["attention_mask"].bool().cpu()
         return (states * mask.unsqueeze(-1)).clone(), mask.clone()
 
 

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from nemo_cosmos.diffusion.config import diffusion_tiny
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.generation import open as opening
 from nemo_cosmos.generation.world_model import SamplingConfig, WorldModel, read_first_frames
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer.config import TokenizerConfig
@@ -76,6 +79,37 @@ def test_a_video_has_the_size_asked_for_and_depends_on_seed_and_prompt(model):
     assert (videos[0] == videos[1]).all()
     assert (videos[0] != videos[2]).any()
     assert (videos[0] != videos[3]).any()
+
+
+def test_everything_runs_where_the_network_is(model, first_frames, monkeypatch):
+    there = _world_model(action_dim=7)
+    there.network.to("meta")
+    there.tokenizer.to("meta")
+    # Tensors of other devices do not mix with those on "meta", which know no autocast and hold no values to bring back.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    sampling = dataclasses.replace(SAMPLING, sampler="heun", guidance=2.0)
+    actions = np.zeros((1, 16, 7), np.float32)
+    video = there.generate(["a car"], sampling, first_frames=[first_frames], actions=actions)[0]
+    assert video.shape == (17, 32, 48, 3)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", None), ("cuda", torch.bfloat16)])
+def test_models_are_opened_on_this_ranks_device(model, monkeypatch, device, dtype):
+    device, parts = torch.device(device), Mock()
+    parts.network.config.crossattn_emb_channels = 384
+    monkeypatch.setattr(opening, "initialize", contextlib.nullcontext)
+    monkeypatch.setattr(opening, "current_device", lambda: device)
+    monkeypatch.setattr(opening, "load_network", lambda _: (parts.network, model.card))
+    monkeypatch.setattr(opening, "load_tokenizer", lambda _: parts)
+    monkeypatch.setattr(opening, "load_text_encoder", lambda _: parts.text_encoder)
+    parts.model.to.return_value = model.tokenizer
+    with opening.open_world_model("a", "b") as opened:
+        assert opened.network is parts.network.to.return_value
+        assert opened.text_encoder is parts.text_encoder.to.return_value
+    parts.network.to.assert_called_once_with(device=device, dtype=dtype)
+    parts.model.to.assert_called_once_with(device)
+    parts.text_encoder.to.assert_called_once_with(device)
 
 
 def test_a_batch_changes_nothing(model):

@@ -1,12 +1,18 @@
+import contextlib
+
 import numpy as np
 import pytest
+import torch
 
 from nemo_cosmos.contracts import Verdict
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json
 from nemo_cosmos.steps import generate as step
+from nemo_cosmos.steps.evaluate_tokenizer import reconstruct
 from nemo_cosmos.steps.evaluate_wfm import shuffled_actions
 from nemo_cosmos.steps.heldout import HeldOutWindow
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 
 def _window(source, value):
@@ -42,6 +48,13 @@ def test_an_unsafe_video_is_not_returned(monkeypatch):
     monkeypatch.setattr(step.PostGuard, "from_names", lambda names: Objecting())
     with pytest.raises(UserError, match="content: nudity"):
         step.check_video(np.zeros((2, 8, 8, 3), np.uint8), 10.0, step.GuardConfig())
+
+
+def test_a_tokenizer_rebuilds_where_it_is(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    model = CausalVideoTokenizer(TokenizerConfig(channels=8, num_res_blocks=1)).to("meta")
+    assert reconstruct(model, np.zeros((9, 16, 16, 3), np.uint8)).shape == (9, 16, 16, 3)
 
 
 def test_actions_are_read_from_rows_records_and_npy(tmp_path):
