@@ -24,7 +24,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path beside `path` and renames it into place when the block ends well.
 
     Works for a file and for a folder. An existing `path` stays untouched until the rename; when the block raises,
-    the temporary is removed.
+    the temporary is removed. A kill between the two renames that replace a folder leaves both the old and the new one
+    beside `path`, under hidden names.
 
     Args:
         path: Where the finished file or folder shall stand.
@@ -41,8 +42,9 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         if aside.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(aside, path)
+            _replace_folder(path, aside)
+        else:
+            os.replace(aside, path)
     except Exception as error:
         if (explained := _explained(error, path)) is None:
             raise
@@ -52,6 +54,18 @@ def written_aside(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Moves the old folder aside before it is deleted, so that a kill leaves one of the two whole."""
+    old = new.with_name(f".old{new.name}")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> Path:  # noqa: ANN401 - any JSON value

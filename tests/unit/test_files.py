@@ -5,6 +5,8 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,6 +48,62 @@ def test_a_folder_replaces_a_folder_or_stays(tmp_path):
         raise RuntimeError("killed")
     assert os.listdir(path) == ["new"]
     assert os.listdir(tmp_path) == ["cache"]
+
+
+_KILLED = """
+import os, shutil, sys
+from pathlib import Path
+from nemo_cosmos.files import written_aside
+
+calls_left = int(sys.argv[2])
+
+def killed_at_last(function):
+    def run(path, *args, **options):
+        global calls_left
+        calls_left -= 1
+        if calls_left < 0:
+            if function is remove:
+                os.unlink(Path(path) / "a")  # a kill in the midst of deleting
+            os._exit(9)
+        return function(path, *args, **options)
+    return run
+
+with written_aside(sys.argv[1]) as aside:
+    aside.mkdir()
+    (aside / "new").touch()
+    remove = shutil.rmtree
+    os.replace, shutil.rmtree = killed_at_last(os.replace), killed_at_last(remove)
+"""
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_a_kill_while_a_folder_is_replaced_leaves_a_whole_one(tmp_path, calls):
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "a").touch()
+    (path / "b").touch()
+    assert subprocess.run([sys.executable, "-c", _KILLED, path, str(calls)], check=False).returncode == 9
+    if path.exists():
+        assert sorted(os.listdir(path)) in (["a", "b"], ["new"])
+    else:
+        assert sorted(sorted(os.listdir(folder)) for folder in tmp_path.iterdir()) == [["a", "b"], ["new"]]
+
+
+def test_a_folder_that_cannot_be_moved_in_leaves_the_old_one(tmp_path, monkeypatch):
+    path, replace = tmp_path / "set", os.replace
+    path.mkdir()
+    (path / "old").touch()
+
+    def fail_with_the_new(source, target):
+        if ".old" not in f"{source}{target}":
+            raise RuntimeError("no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_with_the_new)
+    with pytest.raises(RuntimeError, match="no"), written_aside(path) as aside:
+        aside.mkdir()
+    assert os.listdir(tmp_path) == ["set"]
+    assert os.listdir(path) == ["old"]
 
 
 @pytest.mark.parametrize(
