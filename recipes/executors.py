@@ -23,7 +23,7 @@ ENVIRONMENT = {"TORCH_NCCL_AVOID_RECORD_STREAMS": "1", "TOKENIZERS_PARALLELISM":
 GPU_ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 """Megatron's overlap of communication with tensor parallelism counts on the order this gives."""
 
-_SLURM_DEFAULTS: dict[str, Any] = {
+SLURM_DEFAULTS: dict[str, Any] = {
     "account": None,
     "partition": None,
     "cpu_partition": None,
@@ -80,7 +80,8 @@ def _local_environment() -> dict[str, str]:
     return {**ENVIRONMENT, "PATH": os.pathsep.join([ours, os.environ.get("PATH", os.defpath)])}
 
 
-@run.cli.factory
+# nemo-run looks an executor's short name up by its type, and leaves Docker's type out.
+@run.cli.factory(target=run.cli.RunContext, target_arg="executor")
 def docker() -> run.Config[run.DockerExecutor]:
     """A container here; for 8 GPUs `run.executor.launcher=torchrun run.executor.ntasks_per_node=8`."""
     settings = read_settings("docker", _DOCKER_DEFAULTS)
@@ -100,7 +101,7 @@ def docker() -> run.Config[run.DockerExecutor]:
 @run.cli.factory
 def slurm() -> run.Config[run.SlurmExecutor]:
     """GPU nodes of a Slurm cluster with Pyxis, one process per GPU started by torchrun."""
-    settings = read_settings("slurm", _SLURM_DEFAULTS)
+    settings = read_settings("slurm", SLURM_DEFAULTS)
     return run.Config(
         run.SlurmExecutor,
         account=settings["account"],
@@ -123,7 +124,7 @@ def slurm() -> run.Config[run.SlurmExecutor]:
 @run.cli.factory
 def slurm_cpu() -> run.Config[run.SlurmExecutor]:
     """One CPU node of a Slurm cluster; `run.executor.array=0-7` makes an array job."""
-    settings = read_settings("slurm", _SLURM_DEFAULTS)
+    settings = read_settings("slurm", SLURM_DEFAULTS)
     return run.Config(
         run.SlurmExecutor,
         account=settings["account"],

@@ -132,6 +132,22 @@ def test_local_runs_a_step_in_a_process_of_its_own(site: Path, tmp_path: Path) -
     assert '"answer": 42' in written.read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("local", run.LocalExecutor),
+        ("local_torchrun", run.LocalExecutor),
+        ("docker", run.DockerExecutor),
+        ("slurm", run.SlurmExecutor),
+        ("slurm_cpu", run.SlurmExecutor),
+    ],
+)
+def test_short_name_is_found_by_the_command_line(name: str, kind: type, site: Path) -> None:
+    context = run.cli.RunContext(name="train")
+    executor = fiddle.build(context.parse_executor(name, "ntasks_per_node=3"))
+    assert (type(executor), executor.ntasks_per_node) == (kind, 3)
+
+
 def test_unknown_setting_is_refused(site: Path) -> None:
     Path(os.environ[executors.SETTINGS_VARIABLE]).write_text("slurm:\n  acount: physics\n")
     with pytest.raises(UserError, match=r"section slurm: got \['acount'\].*'account'"):
