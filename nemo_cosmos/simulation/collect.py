@@ -84,7 +84,7 @@ class _Job:
     fps: float
 
 
-def collect(output_dir: Path, config: CollectConfig, videos: Path | None = None) -> CollectSummary:
+def collect(output_dir: str | Path, config: CollectConfig, videos: str | Path | None = None) -> CollectSummary:
     """Fills `output_dir` with `<source>/<name>.mp4` and sidecars; what is complete already is left alone.
 
     Args:
