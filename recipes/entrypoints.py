@@ -14,6 +14,7 @@ import fiddle
 import nemo_run as run
 
 from recipes import executors
+from recipes.entrypoint_help import CosmosEntrypoint
 from recipes.registry import FINETUNE, PRETRAIN, STEPS
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ __all__ = ["executors", "finetune", "pretrain"]
 NAMESPACE = "cosmos"
 
 
-@run.cli.entrypoint(namespace=NAMESPACE)
+@run.cli.entrypoint(namespace=NAMESPACE, entrypoint_cls=CosmosEntrypoint)
 def pretrain(
     model: LightningModule,
     data: LightningDataModule,
@@ -41,7 +42,7 @@ def pretrain(
     return target(model, data, trainer, log=log, optim=optim, resume=resume)
 
 
-@run.cli.entrypoint(namespace=NAMESPACE)
+@run.cli.entrypoint(namespace=NAMESPACE, entrypoint_cls=CosmosEntrypoint)
 def finetune(
     model: Callable[..., LightningModule],
     data: Callable[..., LightningDataModule],
@@ -65,11 +66,13 @@ def _entry_point_of(recipe: Callable[..., run.Partial]) -> None:
         return fiddle.build(recipe(**arguments))()
 
     run_step.__name__, run_step.__doc__ = recipe.__name__, recipe.__doc__
-    run.cli.entrypoint(run_step, namespace=NAMESPACE, default_factory=recipe)
+    run.cli.entrypoint(run_step, namespace=NAMESPACE, default_factory=recipe, entrypoint_cls=CosmosEntrypoint)
+    run_step.cli_entrypoint.recipes = (recipe,)  # type: ignore[attr-defined]
 
 
 def _register() -> None:
     for recipes, target in ((PRETRAIN, pretrain), (FINETUNE, finetune)):
+        target.cli_entrypoint.recipes = tuple(recipes.values())
         for recipe in recipes.values():
             run.cli.factory(recipe, target=target)
     for recipe in STEPS.values():
