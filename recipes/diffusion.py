@@ -12,6 +12,13 @@ from recipes.annotations import with_types
 EMA_POWER = 6.94
 """Averages over about the last tenth of the training. Source: Karras et al. 2024, arXiv 2312.02696, section 3.1."""
 
+MASK = {"concat_condition_mask": True}
+"""Field of the network that takes the channel which tells given frames: one input more of the patch embedding.
+
+Post-training loads weights in their own shape and cannot add it, so Text2World is trained with it for Video2World to
+start from; the published Text2World has it not, and cannot be such a base.
+"""
+
 
 @with_types
 def diffusion_tiny_pretrain(
@@ -51,6 +58,8 @@ def diffusion_7b_pretrain(
 ) -> run.Partial:
     """The published 7B, Text2World at 512p: 57 frames of 640x512, 10,240 tokens; TP4 with SP, CP2, 8 GPUs a node.
 
+    It has one input channel more than the published Text2World; see `MASK`.
+
     Args:
         latents: Folder that the `tokenize` recipe wrote with the 720p tokenizer and T5.
         directory: The run's folder; the same one again goes on there.
@@ -70,6 +79,8 @@ def diffusion_14b_pretrain(
     num_nodes: int = 16,
 ) -> run.Partial:
     """The published 14B, Text2World at 512p: 57 frames of 640x512, 10,240 tokens; TP8 with SP, CP2, 8 GPUs a node.
+
+    It has one input channel more than the published Text2World; see `MASK`.
 
     Args:
         latents: Folder that the `tokenize` recipe wrote with the 720p tokenizer and T5.
@@ -98,26 +109,46 @@ def _pretrain_at_512p(
     """
     from nemo_cosmos.training import api, defaults
 
-    cp, gpus = 2, 8 * num_nodes
-    trainer = run.Config(
-        defaults.default_trainer,
+    return run.Partial(
+        api.pretrain,
+        model=_model(size, **MASK),
+        data=latent_data(
+            latents, micro_batch_size=1, global_batch_size=4 * data_parallel(num_nodes, tp=tp), num_workers=4
+        ),
+        trainer=trainer_at_512p(max_steps, num_nodes, tp=tp, async_save=True),
+        log=run.Config(defaults.default_log, directory=directory, save_every=1000),
+        optim=adam(lr=1e-4, max_steps=max_steps, warmup=published_warmup(max_steps), weight_decay=weight_decay),
+        resume=run.Config(defaults.default_resume),
+    )
+
+
+GPUS_PER_NODE, CONTEXT_PARALLEL = 8, 2
+
+
+def data_parallel(num_nodes: int, *, tp: int) -> int:
+    """Samples that the published sizes work on at once."""
+    return GPUS_PER_NODE * num_nodes // (tp * CONTEXT_PARALLEL)
+
+
+def trainer_at_512p(max_steps: int, num_nodes: int, *, tp: int, **settings: Any) -> run.Config:  # noqa: ANN401 - of default_trainer
+    """The layout of the published sizes: TP with SP inside a node, CP2."""
+    from nemo_cosmos.training.defaults import default_trainer
+
+    return run.Config(
+        default_trainer,
         max_steps=max_steps,
-        devices=8,
+        devices=GPUS_PER_NODE,
         num_nodes=num_nodes,
         tp=tp,
         sp=True,
-        cp=cp,
-        async_save=True,
+        cp=CONTEXT_PARALLEL,
+        **settings,
     )
-    return run.Partial(
-        api.pretrain,
-        model=_model(size),
-        data=latent_data(latents, micro_batch_size=1, global_batch_size=4 * gpus // (tp * cp), num_workers=4),
-        trainer=trainer,
-        log=run.Config(defaults.default_log, directory=directory, save_every=1000),
-        optim=adam(lr=1e-4, max_steps=max_steps, warmup=2500, weight_decay=weight_decay),
-        resume=run.Config(defaults.default_resume),
-    )
+
+
+def published_warmup(max_steps: int) -> int:
+    """2,500 steps as published; half of a run that is too short for them."""
+    return min(2500, max_steps // 2)
 
 
 def _model(size: Callable[..., Any], **overrides: Any) -> run.Config:  # noqa: ANN401 - fields of DiTConfig
@@ -140,10 +171,16 @@ def latent_data(path: str, **settings: Any) -> run.Config:  # noqa: ANN401 - arg
     return run.Config(LatentDataModule, path=path, **settings)
 
 
-def adam(*, lr: float, max_steps: int, warmup: int, weight_decay: float) -> run.Config:
+def adam(*, lr: float, max_steps: int, warmup: int, weight_decay: float, eps: float = 1e-8) -> run.Config:
     """Megatron's Adam with the published betas."""
     from nemo_cosmos.training.defaults import default_optim
 
     return run.Config(
-        default_optim, lr=lr, max_steps=max_steps, warmup=warmup, weight_decay=weight_decay, betas=(0.9, 0.99)
+        default_optim,
+        lr=lr,
+        max_steps=max_steps,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        betas=(0.9, 0.99),
+        eps=eps,
     )

@@ -23,6 +23,8 @@ PRETRAIN: dict[str, Callable[..., run.Partial]] = {
 
 FINETUNE: dict[str, Callable[..., run.Partial]] = {
     "diffusion_tiny_action_finetune": post_training.diffusion_tiny_action_finetune,
+    "diffusion_7b_video2world_finetune": post_training.diffusion_7b_video2world_finetune,
+    "diffusion_14b_video2world_finetune": post_training.diffusion_14b_video2world_finetune,
     "diffusion_7b_action_finetune": post_training.diffusion_7b_action_finetune,
 }
 """Run by `nemo cosmos finetune --factory NAME`."""

@@ -33,6 +33,7 @@ def tokenizer_tiny_pretrain(
         directory,
         max_steps=max_steps,
         lr=3e-4,
+        warmup=min(100, max_steps // 10),
         init_from=init_from,
         save_every=200,
         perceptual_frames=1,
@@ -72,6 +73,7 @@ def tokenizer_cv8x8x8_720p_pretrain(
         directory,
         max_steps=max_steps,
         lr=1e-4,
+        warmup=min(5000, max_steps // 2),
         init_from=None,
         save_every=5000,
         perceptual_frames=8,
@@ -87,6 +89,7 @@ def _pretrain(
     *,
     max_steps: int,
     lr: float,
+    warmup: int,
     init_from: str | None,
     save_every: int,
     perceptual_frames: int,
@@ -112,8 +115,6 @@ def _pretrain(
         trainer=run.Config(defaults.default_trainer, max_steps=max_steps),
         log=run.Config(defaults.default_log, directory=directory, save_every=save_every),
         # Adam's beta1 and weight decay are those of the published training.
-        optim=run.Config(
-            defaults.default_optim, lr=lr, max_steps=max_steps, warmup=min(100, max_steps // 10), betas=(0.5, 0.999)
-        ),
+        optim=run.Config(defaults.default_optim, lr=lr, max_steps=max_steps, warmup=warmup, betas=(0.5, 0.999)),
         resume=run.Config(defaults.default_resume),
     )

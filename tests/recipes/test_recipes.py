@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import typing
 from pathlib import Path
 
 import fiddle
@@ -11,6 +12,7 @@ import nemo_run as run
 import pytest
 from fiddle import daglish
 from fiddle.experimental import serialization
+from nemo_run.cli.cli_parser import parse_cli_args
 from nemo_run.cli.config import ConfigSerializer
 
 from nemo_cosmos.errors import UserError
@@ -44,6 +46,23 @@ def test_recipe_holds_no_path_of_this_machine(name: str) -> None:
 def test_base_of_a_post_training_can_be_overridden() -> None:
     recipe = configure("diffusion_tiny_action_finetune", ["base=runs/short", "data.micro_batch_size=8"])
     assert (recipe.base, recipe.data.micro_batch_size) == ("runs/short", 8)
+
+
+@pytest.mark.parametrize("name", registry.RECIPES)
+def test_overrides_of_paths_can_be_sent_over(name: str) -> None:
+    recipe = registry.find(name)()
+    paths = [
+        (value, argument)
+        for value, _ in daglish.iterate(recipe)
+        if isinstance(value, fiddle.Buildable)
+        for argument, parameter in inspect.signature(fiddle.get_callable(value)).parameters.items()
+        if parameter.annotation is Path or Path in typing.get_args(parameter.annotation)
+    ]
+    assert paths
+    for value, argument in paths:
+        parse_cli_args(value, [f"{argument}=some/where"])
+        assert getattr(value, argument) == "some/where"
+    assert serialization.load_json(serialization.dump_json(recipe)) == recipe
 
 
 def test_every_recipe_has_one_line_to_describe_it() -> None:
@@ -89,7 +108,16 @@ def test_unknown_recipe_is_refused() -> None:
         registry.find("diffusion_70b")
 
 
-@pytest.mark.parametrize(("name", "tp"), [("diffusion_7b_pretrain", 4), ("diffusion_14b_pretrain", 8)])
+@pytest.mark.parametrize(
+    ("name", "tp"),
+    [
+        ("diffusion_7b_pretrain", 4),
+        ("diffusion_14b_pretrain", 8),
+        ("diffusion_7b_video2world_finetune", 4),
+        ("diffusion_14b_video2world_finetune", 8),
+        ("diffusion_7b_action_finetune", 4),
+    ],
+)
 def test_published_sizes_fit_their_layout(name: str, tp: int) -> None:
     from nemo_cosmos.diffusion.config import check_layout
 
@@ -104,3 +132,46 @@ def test_published_sizes_fit_their_layout(name: str, tp: int) -> None:
     ranks = recipe.trainer.devices * recipe.trainer.num_nodes
     data_parallel = ranks // (recipe.trainer.tp * recipe.trainer.cp)
     assert recipe.data.global_batch_size % (recipe.data.micro_batch_size * data_parallel) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "weight_decay"),
+    [
+        ("diffusion_7b_action_finetune", 0.1),
+        ("diffusion_7b_video2world_finetune", 0.1),
+        ("diffusion_14b_video2world_finetune", 0.2),
+    ],
+)
+def test_post_training_of_published_sizes_has_the_published_values(name: str, weight_decay: float) -> None:
+    recipe = registry.find(name)()
+    optim, trainer = recipe.optim, recipe.trainer
+    assert (optim.lr, optim.warmup, optim.weight_decay, optim.eps) == (2**-14.3, 2500, weight_decay, 1e-10)
+    assert (trainer.ema_power, trainer.async_save) == (6.94, False)
+    assert registry.find(name)(max_steps=100).optim.warmup == 50
+
+
+def test_720p_tokenizer_warms_up_as_published() -> None:
+    assert registry.find("tokenizer_cv8x8x8_720p_pretrain")().optim.warmup == 5000
+
+
+def test_no_recipe_keeps_averages_while_it_saves_in_the_background() -> None:
+    for recipe in (make() for make in (registry.PRETRAIN | registry.FINETUNE).values()):
+        trainer = fiddle.ordered_arguments(recipe.trainer, include_defaults=True)
+        assert trainer["ema_power"] is None or not trainer["async_save"]
+
+
+@pytest.mark.parametrize("size", ["7b", "14b"])
+def test_video2world_starts_from_text2world(size: str) -> None:
+    text2world = registry.find(f"diffusion_{size}_pretrain")()
+    video2world = registry.find(f"diffusion_{size}_video2world_finetune")()
+    assert video2world.base == text2world.log.directory
+    assert fiddle.build(video2world.model.config).patch_channels == fiddle.build(text2world.model.config).patch_channels
+    given = fiddle.build(video2world.model.conditioning)
+    assert (given.min_condition_frames, given.max_condition_frames, given.condition_dropout) == (1, 2, 0.5)
+
+
+def test_actions_start_from_video2world() -> None:
+    base = registry.find("diffusion_7b_video2world_finetune")()
+    actions = registry.find("diffusion_7b_action_finetune")()
+    assert actions.base == base.log.directory
+    assert fiddle.build(actions.model.config).concat_condition_mask
