@@ -1,7 +1,7 @@
 """Submits the whole road to a Slurm cluster: every step is a recipe, every job waits for the ones it needs.
 
     python examples/slurm/road.py --size tiny --parts 8 --dryrun     # prints the sbatch scripts
-    python examples/slurm/road.py --size 7b --parts 64 --nodes 8     # submits them
+    python examples/slurm/road.py --size 7b --parts 64 --nodes 8 --tokenizer /lustre/me/CV8x8x8-720p    # submits them
 
 The cluster's account, partitions, image and mounts stand in the file of `NEMO_COSMOS_EXECUTORS` (conf/executors.yaml).
 """
@@ -9,12 +9,15 @@ The cluster's account, partitions, image and mounts stand in the file of `NEMO_C
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import fiddle
 import nemo_run as run
 
+from nemo_cosmos.checkpoints.detect import Format, detect
+from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.errors import UserError, user_error
 from recipes import executors, registry
 
@@ -25,7 +28,8 @@ class Size:
 
     pretrain: str
     finetune: str
-    tokenizer: str
+    tokenizer: str | None
+    """Name of embedded weights; None where the user must give one."""
     text_encoder: str
     num_frames: int
     height: int
@@ -48,7 +52,7 @@ SIZES = {
     "7b": Size(
         pretrain="diffusion_7b_pretrain",
         finetune="diffusion_7b_action_finetune",
-        tokenizer="checkpoints/Cosmos-Tokenize1-CV8x8x8-720p",
+        tokenizer=None,
         text_encoder="t5-11b",
         num_frames=57,
         height=512,
@@ -68,11 +72,12 @@ class Job:
     after: tuple[str, ...] = ()
 
 
-def road(size: Size, *, videos: str | None, runs: PurePosixPath, parts: int, nodes: int) -> list[Job]:
+def road(size: Size, *, tokenizer: str, videos: str | None, runs: PurePosixPath, parts: int, nodes: int) -> list[Job]:
     """Returns the jobs in an order in which each comes after those that it waits for.
 
     Args:
         size: Which models, and the video size they take.
+        tokenizer: Absolute path, as the containers see it, or the name of embedded weights.
         videos: Folder of raw videos; None collects the packaged clips and simulator rollouts first.
         runs: Where everything is written, as the containers see it.
         parts: Tasks of the array jobs.
@@ -102,21 +107,24 @@ def road(size: Size, *, videos: str | None, runs: PurePosixPath, parts: int, nod
             executor=executors.slurm_cpu(),
             after=("curate_parts",),
         ),
-        Job(name="tokenize", recipe=_tokenize(size, curated, latents), executor=_one_gpu(parts), after=("curate",)),
+        Job(
+            name="tokenize",
+            recipe=_tokenize(size, tokenizer, curated, latents),
+            executor=_one_gpu(parts),
+            after=("curate",),
+        ),
     ]
-    return jobs + _trainings(size, runs, curated, latents, nodes)
+    return jobs + _trainings(size, tokenizer, runs, curated, latents, nodes)
 
 
-def _trainings(size: Size, runs: PurePosixPath, curated: str, latents: str, nodes: int) -> list[Job]:
+def _trainings(size: Size, tokenizer: str, runs: PurePosixPath, curated: str, latents: str, nodes: int) -> list[Job]:
     scale = {"num_nodes": nodes} if size.is_multi_node else {}
     pretrain = registry.find(size.pretrain)(latents=latents, directory=str(runs / "pretrain"), **scale)
-    # Post-training adds action layers only, so the base already has the channel that tells given frames.
-    pretrain.model.config.concat_condition_mask = True
     base = _last_checkpoint(pretrain)
     finetune = registry.find(size.finetune)(latents=latents, base=base, directory=str(runs / "finetune"), **scale)
     evaluate = registry.find("evaluate")(curated=curated, output=str(runs / "evaluation"))
     evaluate.checkpoint, evaluate.unconditional = _last_checkpoint(finetune), base
-    evaluate.tokenizer = size.tokenizer
+    evaluate.tokenizer = tokenizer
     evaluate.sampling.num_frames, evaluate.sampling.height, evaluate.sampling.width = (
         size.num_frames,
         size.height,
@@ -129,9 +137,9 @@ def _trainings(size: Size, runs: PurePosixPath, curated: str, latents: str, node
     ]
 
 
-def _tokenize(size: Size, curated: str, latents: str) -> run.Partial:
+def _tokenize(size: Size, tokenizer: str, curated: str, latents: str) -> run.Partial:
     recipe = registry.find("tokenize_part")(
-        curated=curated, output=latents, tokenizer=size.tokenizer, text_encoder=size.text_encoder
+        curated=curated, output=latents, tokenizer=tokenizer, text_encoder=size.text_encoder
     )
     recipe.config.num_frames, recipe.config.height, recipe.config.width = size.num_frames, size.height, size.width
     return recipe
@@ -163,6 +171,53 @@ def _array(executor: run.Config, parts: int) -> run.Config:
     return executor
 
 
+def check_tokenizer(tokenizer: str) -> None:
+    """Refuses a tokenizer that the jobs could not load, before any of them has worked for it.
+
+    Args:
+        tokenizer: As for `road`.
+
+    Raises:
+        UserError: It is a relative path, is not there, or is in a format that must be converted first.
+    """
+    if "/" not in tokenizer:
+        embedded_path(tokenizer)
+        return
+    if not PurePosixPath(tokenizer).is_absolute():
+        raise user_error("--tokenizer", tokenizer, "an absolute path", "Give it as the containers see it.")
+    settings = executors.read_settings("slurm", executors.SLURM_DEFAULTS)
+    if settings["host"] is not None:
+        print(f"{tokenizer}: cannot be checked from here, since jobs are submitted through ssh.", file=sys.stderr)
+        return
+    here = seen_here(PurePosixPath(tokenizer), settings["container_mounts"])
+    convert = "nemo-cosmos convert MODEL_PT FOLDER --to nemo --preset CV8x8x8-720p"
+    if not here.exists():
+        fix = f"Mount it with container_mounts; a published model.pt is converted by `{convert}`."
+        raise user_error("--tokenizer", tokenizer, f"a folder, seen here as {here}", fix)
+    try:
+        is_loaded = detect(here) is not Format.REFERENCE
+    except UserError:
+        is_loaded = False
+    if not is_loaded:
+        expected = "a NeMo checkpoint, a diffusers folder or a tokenizer folder"
+        raise user_error("--tokenizer", tokenizer, expected, f"Convert it: `{convert}`.")
+
+
+def seen_here(path: PurePosixPath, mounts: list[str]) -> Path:
+    """Where a path of the containers lies on this machine.
+
+    Args:
+        path: Absolute.
+        mounts: As in `container_mounts`: host:container, perhaps with flags after a second colon.
+    """
+    for mount in mounts:
+        host, _, rest = mount.partition(":")
+        inside = rest.partition(":")[0] or host
+        if path.is_relative_to(inside):
+            return Path(host) / path.relative_to(inside)
+    return Path(path)
+
+
 def submit(jobs: list[Job], *, dryrun: bool) -> None:
     """Hands the jobs to Slurm, or prints their scripts."""
     with run.Experiment("nemo-cosmos-road") as experiment:
@@ -180,6 +235,16 @@ def submit(jobs: list[Job], *, dryrun: bool) -> None:
             experiment.run(detach=True)
 
 
+def _check_or_tell(tokenizer: str, *, dryrun: bool) -> None:
+    """Scripts may be looked at on a machine that has no tokenizer."""
+    try:
+        check_tokenizer(tokenizer)
+    except UserError as error:
+        if not dryrun:
+            raise
+        print(f"Would not be submitted: {error}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and submits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,12 +253,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--runs", type=PurePosixPath, default=PurePosixPath("/opt/nemo_cosmos/runs"), help="output folder"
     )
+    parser.add_argument("--tokenizer", help="absolute path, as the containers see it; must be given for 7b")
     parser.add_argument("--parts", type=int, default=8, help="tasks of the array jobs")
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the trainings")
     parser.add_argument("--dryrun", action="store_true", help="print the sbatch scripts instead of submitting")
     given = parser.parse_args(arguments)
+    size = SIZES[given.size]
+    tokenizer = given.tokenizer or size.tokenizer
+    if tokenizer is None:
+        parser.error(f"--size {given.size} needs --tokenizer: an absolute path, as the containers see it.")
     try:
-        jobs = road(SIZES[given.size], videos=given.videos, runs=given.runs, parts=given.parts, nodes=given.nodes)
+        jobs = road(
+            size, tokenizer=tokenizer, videos=given.videos, runs=given.runs, parts=given.parts, nodes=given.nodes
+        )
+        _check_or_tell(tokenizer, dryrun=given.dryrun)
         submit(jobs, dryrun=given.dryrun)
     except UserError as error:
         parser.error(str(error))

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from nemo_cosmos.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 SBATCH = ROOT / "examples" / "slurm" / "road.sbatch"
 
@@ -82,7 +84,10 @@ def test_jobs_wait_for_each_other(road: ModuleType, submitted: Path) -> None:
 
 def test_7b_trains_on_many_nodes_from_what_was_pretrained(road: ModuleType, submitted: Path) -> None:
     jobs = {
-        job.name: job for job in road.road(road.SIZES["7b"], videos="/videos", runs=Path("/runs"), parts=64, nodes=8)
+        job.name: job
+        for job in road.road(
+            road.SIZES["7b"], tokenizer="/cv8", videos="/videos", runs=Path("/runs"), parts=64, nodes=8
+        )
     }
     assert "collect" not in jobs
     assert jobs["curate_parts"].after == ()
@@ -95,6 +100,58 @@ def test_7b_trains_on_many_nodes_from_what_was_pretrained(road: ModuleType, subm
     assert jobs["evaluate"].recipe.checkpoint == "/runs/finetune/checkpoints/step=0010000"
     pretrained, tuned = (jobs[name].recipe.model.config for name in ("pretrain", "finetune"))
     assert pretrained.concat_condition_mask is tuned.concat_condition_mask is True
+
+    assert jobs["tokenize"].recipe.tokenizer == jobs["evaluate"].recipe.tokenizer == "/cv8"
+
+
+def test_seven_billion_need_a_tokenizer(road: ModuleType, submitted: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        road.main(["--size", "7b"])
+    assert "--size 7b needs --tokenizer" in capsys.readouterr().err
+
+
+@pytest.fixture
+def published(submitted: Path) -> str:
+    """A published folder below a mounted one; returns its path in the containers."""
+    with (submitted / "executors.yaml").open("a") as settings:
+        settings.write(f"  container_mounts: [{submitted}/data:/data]\n")
+    folder = submitted / "data" / "Cosmos-Tokenize1-CV8x8x8-720p"
+    folder.mkdir(parents=True)
+    (folder / "model.pt").touch()
+    return f"/data/{folder.name}"
+
+
+def test_tokenizer_that_must_be_converted_is_not_submitted(
+    road: ModuleType, submitted: Path, published: str, capsys: pytest.CaptureFixture
+) -> None:
+    for tokenizer in (published, f"{published}/model.pt"):
+        with pytest.raises(SystemExit):
+            road.main(["--size", "7b", "--runs", "/runs", "--tokenizer", tokenizer])
+        assert "Convert it: `nemo-cosmos convert MODEL_PT FOLDER --to nemo" in capsys.readouterr().err
+    assert not (submitted / "log.txt").exists()
+
+
+def test_tokenizer_that_can_be_loaded_passes(road: ModuleType, submitted: Path, published: str) -> None:
+    converted = submitted / "data" / "converted"
+    (converted / "weights").mkdir(parents=True)
+    (converted / "weights" / "metadata.json").touch()
+    road.check_tokenizer("/data/converted")
+    road.check_tokenizer("tokenizer_tiny")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ("checkpoints/cv8", "expected an absolute path"),
+        ("/nowhere/cv8", "seen here as /nowhere/cv8.*container_mounts"),
+        ("tokenizer_huge", "neither a folder nor embedded weights"),
+    ],
+)
+def test_tokenizer_that_is_not_there_is_refused(
+    road: ModuleType, submitted: Path, tokenizer: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        road.check_tokenizer(tokenizer)
 
 
 def test_tiny_on_many_nodes_is_refused(road: ModuleType, submitted: Path, capsys: pytest.CaptureFixture) -> None:
