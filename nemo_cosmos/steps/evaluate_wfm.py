@@ -47,7 +47,8 @@ def evaluate_wfm(
 
     Args:
         curated: Folder that `nemo-cosmos curate` wrote.
-        output: Folder for `prediction.json`, `actions.json`, a frame sheet and videos.
+        output: Folder for `prediction.json`, `actions.json`, `prediction_by_source.json` (method, source, measure), and
+            for each source a frame sheet and videos.
         checkpoint: The action-conditioned WFM.
         unconditional: A WFM that is given neither frames nor actions nor text.
         tokenizer: Anything `load_tokenizer` takes.
@@ -73,6 +74,7 @@ def evaluate_wfm(
     compared = _only(all_methods, (MODEL, REPEAT, UNCONDITIONAL, CEILING))
     write_json(output / "prediction.json", compared.to_dict())
     write_json(output / "actions.json", _only(all_methods, (MODEL, SHUFFLED)).to_dict())
+    write_json(output / "prediction_by_source.json", by_source(all_methods, [window.source for window in windows]))
     _show(output, windows, predictions, sampling.fps)
     return {
         method.method: {measure: method.measure(measure).over_videos.mean for measure in MEASURES}
@@ -140,6 +142,26 @@ def shuffled_actions(windows: list[HeldOutWindow]) -> list[np.ndarray]:
         for position, place in enumerate(places):
             given[place] = windows[places[(position + len(places) // 2) % len(places)]].actions  # type: ignore[assignment]
     return given
+
+
+def by_source(evaluation: PredictionEvaluation, sources: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Means over the videos of each domain alone.
+
+    Args:
+        evaluation: Of all videos.
+        sources: Domain of each video.
+
+    Returns:
+        Mean by method, domain and measure.
+    """
+    places = {source: [i for i, of in enumerate(sources) if of == source] for source in sorted(set(sources))}
+    return {
+        method.method: {
+            source: {m.measure: float(np.mean([m.per_video[i] for i in of_source])) for m in method.measures}
+            for source, of_source in places.items()
+        }
+        for method in evaluation.methods
+    }
 
 
 def _only(evaluation: PredictionEvaluation, methods: tuple[str, ...]) -> PredictionEvaluation:

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,7 +7,15 @@ import torch
 
 from nemo_cosmos.contracts import Verdict
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.files import write_json
+from nemo_cosmos.evaluation.video_prediction import (
+    MEASURES,
+    Interval,
+    MeasureResult,
+    MethodResult,
+    PredictionEvaluation,
+)
+from nemo_cosmos.files import read_json, write_json
+from nemo_cosmos.steps import evaluate_wfm
 from nemo_cosmos.steps import generate as step
 from nemo_cosmos.steps.evaluate_tokenizer import reconstruct
 from nemo_cosmos.steps.evaluate_wfm import shuffled_actions
@@ -31,6 +40,35 @@ def test_shuffled_actions_come_from_another_window_of_the_same_domain():
     assert sorted(given[:4]) == [0, 1, 2, 3]
     assert sorted(given[4:]) == [10, 11, 12]
     assert all(given[i] != int(w.actions[0, 0]) for i, w in enumerate(windows))
+
+
+def test_predictions_are_told_for_each_domain_alone(tmp_path, monkeypatch):
+    windows = [_window("street", 0), _window("arm", 1), _window("street", 2)]
+    result = MeasureResult(
+        measure="PSNR",
+        over_videos=Interval(mean=21.0, low=20.0, high=22.0),
+        per_video=(20.0, 30.0, 10.0),
+        per_frame=(21.0,),
+        frames=(1,),
+    )
+    names = (evaluate_wfm.MODEL, evaluate_wfm.SHUFFLED, evaluate_wfm.REPEAT, evaluate_wfm.UNCONDITIONAL)
+    measures = tuple(dataclasses.replace(result, measure=name) for name in MEASURES)
+    found = PredictionEvaluation(
+        num_videos=3,
+        num_frames=2,
+        skip_frames=1,
+        methods=tuple(MethodResult(method=name, measures=measures) for name in (*names, evaluate_wfm.CEILING)),
+    )
+    monkeypatch.setattr(evaluate_wfm, "held_out_windows", lambda *_, **__: windows)
+    monkeypatch.setattr(evaluate_wfm, "evaluate_predictions", lambda *_, **__: found)
+    for name in ("_predict_all", "_show"):
+        monkeypatch.setattr(evaluate_wfm, name, lambda *_: {})
+    returned = evaluate_wfm.evaluate_wfm("curated", tmp_path)
+    assert returned[evaluate_wfm.MODEL]["PSNR"] == 21.0
+    by_source = read_json(tmp_path / "prediction_by_source.json")
+    assert by_source.keys() == returned.keys()
+    means = {"arm": dict.fromkeys(MEASURES, 30.0), "street": dict.fromkeys(MEASURES, 15.0)}
+    assert by_source[evaluate_wfm.SHUFFLED] == means
 
 
 def test_an_unsafe_prompt_stops_before_anything_is_loaded(tmp_path, monkeypatch):
