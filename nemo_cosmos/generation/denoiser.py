@@ -51,18 +51,22 @@ class VideoDenoiser:
         Returns:
             B C T H W, with the given frames in their slots.
         """
-        conditional = self._branch(noisy, sigma, self.text_emb, self.mask)
+        conditional = self._branch(noisy, sigma, self.text_emb)
         if self.guidance:
             # Classifier-free guidance compares with a model that was given neither text nor frames.
-            free = self._branch(noisy, sigma, self.negative_text_emb, torch.zeros_like(self.mask))
+            free = self._branch(noisy, sigma, self.negative_text_emb, without_frames=True)
             conditional = conditional + self.guidance * (conditional - free)
         return torch.where(self.mask.bool(), self.given, conditional)
 
     def _branch(
-        self, noisy: torch.Tensor, sigma: torch.Tensor, text_emb: torch.Tensor, mask: torch.Tensor
+        self, noisy: torch.Tensor, sigma: torch.Tensor, text_emb: torch.Tensor, *, without_frames: bool = False
     ) -> torch.Tensor:
         sigma_B = sigma.to(noisy).expand(noisy.shape[0])
-        scaled = network_input(self.edm, noisy, sigma_B, self.given, mask, self.augment_noise, self.augment_sigma)
+        scaled = network_input(self.edm, noisy, sigma_B, self.given, self.mask, self.augment_noise, self.augment_sigma)
+        mask = self.mask
+        if without_frames:
+            # Zeros stand where frames were given: what a network is trained to see where they were dropped.
+            scaled, mask = scaled.masked_fill(mask.bool(), 0.0), torch.zeros_like(mask)
         output = self.network(
             scaled,
             self.edm.c_noise(sigma_B),
