@@ -7,6 +7,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from nemo import lightning as nl
+from nemo.lightning.callback_group import CallbackGroup
+from nemo.lightning.one_logger_callback import OneLoggerNeMoCallback
 from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.lightning.pytorch.trainer import configure_no_restart_validation_training_loop
 from nemo.utils.model_utils import unwrap_model
@@ -155,3 +157,17 @@ def _set_up(trainer: nl.Trainer, *, log: nl.NeMoLogger, resume: nl.AutoResume | 
     if resume is not None:
         resume.setup(trainer)
     return Path(state.log_dir)
+    _leave_out_unset_telemetry()
+
+
+def _leave_out_unset_telemetry() -> None:
+    # NeMo puts OneLogger into every process of rank 0, and the first checkpoint calls it; it raises unless a program
+    # has configured it, which is for the program to do.
+    group = CallbackGroup.get_instance()
+    unset = [
+        callback
+        for callback in group.callbacks
+        if isinstance(callback, OneLoggerNeMoCallback) and callback._provider.config.telemetry_config is None  # noqa: SLF001
+    ]
+    for callback in unset:
+        group.callbacks.remove(callback)

@@ -1,6 +1,7 @@
 """A tiny GPT trained through `nemo_cosmos.training`: imported by tests, and run as a script where they need processes.
 
 python tiny_run.py FOLDER --steps 4 --devices 2 --tp 2
+torchrun --nproc-per-node 2 -m tests.unit.training.tiny_run FOLDER --steps 4 --tp 2
 """
 
 from __future__ import annotations
@@ -185,7 +186,9 @@ def _main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--kill-after", type=int)
-    for name in ("devices", "tp", "pp", "cp"):
+    # torchrun has started the processes already, and tells how many.
+    parser.add_argument("--devices", type=int, default=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    for name in ("tp", "pp", "cp"):
         parser.add_argument(f"--{name}", type=int, default=1)
     arguments = vars(parser.parse_args())
     losses = run(arguments.pop("folder"), **arguments)
