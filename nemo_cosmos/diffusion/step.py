@@ -52,7 +52,8 @@ class DiffusionLossReduction(MeanLossReduction):
             1 - batch["condition_mask"],
         )
         loss = loss_B.mean()
-        return loss, {"avg": loss.detach().view(1), "error": error_B.detach().mean().view(1)}
+        # Cloned, because Megatron scales the loss in place.
+        return loss, {"avg": loss.detach().clone().view(1), "error": error_B.detach().mean().view(1)}
 
 
 class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
