@@ -19,6 +19,7 @@ def axis_channels(head_dim: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # else tables first made in generation could not be kept for a backward pass
 def rope_tables(
     grid: tuple[int, int, int],
     head_dim: int,

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import torch
+
+from nemo_cosmos.diffusion.rope import apply_rope, rope_tables
+
+
+def test_tables_of_a_generation_serve_training() -> None:
+    grid = (2, 3, 5)
+    rope_tables.cache_clear()
+    with torch.inference_mode():
+        tables = rope_tables(grid, 18, (1.0, 1.0, 1.0), (1.0,), (0, 30), torch.device("cpu"))
+    x_sBNH = torch.randn(30, 1, 2, 18, requires_grad=True)
+    apply_rope(x_sBNH, tables).square().sum().backward()
+    torch.testing.assert_close(x_sBNH.grad, 2 * x_sBNH.detach())  # a rotation keeps the length
