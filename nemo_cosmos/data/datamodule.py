@@ -52,8 +52,10 @@ class _MegatronDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training samples, as many as the trainer's `max_steps` asks for."""
-        steps = self.trainer.max_steps
-        train = ShuffledEpochs(self.dataset("train"), num_samples=steps * self.global_batch_size, seed=self.seed)
+        # Not steps x batch: a resumed run may have begun with another global batch size.
+        steps_left = self.trainer.max_steps - self.trainer.global_step
+        num_samples = self.data_sampler.init_consumed_samples + steps_left * self.global_batch_size
+        train = ShuffledEpochs(self.dataset("train"), num_samples=num_samples, seed=self.seed)
         return self._loader(train, mode="train")
 
     def val_dataloader(self) -> DataLoader:

@@ -11,11 +11,13 @@ from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.one_logger_callback import OneLoggerNeMoCallback
 from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.lightning.pytorch.trainer import configure_no_restart_validation_training_loop
+from nemo.utils import logging
 from nemo.utils.model_utils import unwrap_model
 
 from nemo_cosmos.files import write_json
 from nemo_cosmos.training.callbacks import MetricsWriter, Progress
 from nemo_cosmos.training.card import CardWriter
+from nemo_cosmos.training.checkpoint import steps_made
 from nemo_cosmos.training.load import load_weights
 
 
@@ -29,6 +31,8 @@ def pretrain(
     resume: nl.AutoResume | None = None,
 ) -> Path:
     """Trains a model, from its first weights or from where an interrupted run of the same folder stood.
+
+    A run that has made its steps is left as it is.
 
     Writes into the run's folder `metrics.jsonl`, `metrics.csv` and `checkpoints/`, each with a `card.json`.
 
@@ -143,6 +147,9 @@ def _fit(
     resume: nl.AutoResume | None,
 ) -> Path:
     directory = _set_up(trainer, log=log, resume=resume)
+    if trainer.ckpt_path is not None and steps_made(trainer.ckpt_path) >= trainer.max_steps > 0:
+        logging.info(f"{directory}: all {trainer.max_steps} steps are made, nothing is left to do.")
+        return directory
     # Before the checkpoint callback, which may end the last batch by saving what these have noted.
     trainer.callbacks[:0] = [MetricsWriter(directory), Progress(), *callbacks]
     optim.connect(model)
@@ -152,12 +159,12 @@ def _fit(
 
 def _set_up(trainer: nl.Trainer, *, log: nl.NeMoLogger, resume: nl.AutoResume | None) -> Path:
     """Ties log and resume to the trainer; returns the run's folder."""
+    _leave_out_unset_telemetry()
     configure_no_restart_validation_training_loop(trainer)
     state = log.setup(trainer, resume_if_exists=getattr(resume, "resume_if_exists", False))
     if resume is not None:
         resume.setup(trainer)
     return Path(state.log_dir)
-    _leave_out_unset_telemetry()
 
 
 def _leave_out_unset_telemetry() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
+from megatron.core import dist_checkpointing
 from nemo import lightning as nl
 from nemo.utils import AppState
 
@@ -43,6 +44,15 @@ def step_of(checkpoint: Path) -> int:
     match = _STEP.search(checkpoint.name)
     assert match, checkpoint
     return int(match.group(1))
+
+
+def steps_made(weights: str | Path) -> int:
+    """The number of optimizer steps behind a checkpoint, from what it holds.
+
+    Args:
+        weights: The checkpoint's folder `weights`.
+    """
+    return dist_checkpointing.load_common_state_dict(str(weights)).get("global_step", 0)
 
 
 class CosmosModelCheckpoint(nl.ModelCheckpoint):

@@ -1,0 +1,38 @@
+"""What a run that is started again does with the project's own data modules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nemo_cosmos.parallel import startup
+from tests.unit.diffusion.tiny_run import run
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 2 steps of 4 samples."""
+    folder = tmp_path_factory.mktemp("run")
+    assert sorted(run(folder, steps=2)) == [1, 2]
+    startup.shutdown()
+    return folder
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (*folder.glob("metrics.*"), *folder.rglob("step=*/**/*"))}
+
+
+def test_a_finished_run_is_left_as_it_is(two_steps: Path) -> None:
+    before = _times(two_steps)
+    assert run(two_steps, steps=2) == {}
+    assert _times(two_steps) == before
+
+
+def test_a_run_goes_on_with_another_global_batch_size(two_steps: Path) -> None:
+    assert sorted(run(two_steps, steps=5, global_batch_size=2)) == [3, 4, 5]
+    startup.shutdown()
+    assert sorted(run(two_steps, steps=6, global_batch_size=8)) == [6]
+    rows = [json.loads(line) for line in (two_steps / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
