@@ -24,6 +24,7 @@ from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighte
 from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.loss import MeanLossReduction
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.stages import stage_ends
 
 Batch = dict[str, torch.Tensor]
@@ -178,9 +179,19 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             self._training_loss = DiffusionLossReduction(self.edm)
         return self._training_loss
 
+
+        Raises:
+            UserError: All latent frames may be given, which leaves none to learn from.
     @property
     def validation_loss_reduction(self) -> MegatronLossReduction:
         """The same loss, kept apart since it remembers its batch."""
+        if config.max_condition_frames >= clean.shape[2]:
+            raise user_error(
+                "max_condition_frames",
+                config.max_condition_frames,
+                f"fewer than the {clean.shape[2]} latent frames of a sample",
+                "Lower it in the conditioning, or train on longer videos.",
+            )
         if self._validation_loss is None:
             self._validation_loss = DiffusionLossReduction(self.edm)
         return self._validation_loss
