@@ -13,6 +13,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.startup import accelerator
 from nemo_cosmos.training.checkpoint import CosmosAutoResume, CosmosLogger, CosmosModelCheckpoint
 from nemo_cosmos.training.ema import EMA
@@ -52,7 +53,7 @@ def default_trainer(
         seed: Of weights and dropout.
         val_every: Steps between validations; None validates never.
         val_batches: Global batches per validation.
-        async_save: Write checkpoints in the background.
+        async_save: Write checkpoints in the background; not together with an average of the weights.
         precision: `bf16-mixed` keeps float32 masters of bf16 weights; None takes it on GPU, and `32` on CPU.
         ema_decay: Keep an average of the weights with this decay; see `EMA`.
         ema_power: Or with this power.
@@ -60,9 +61,15 @@ def default_trainer(
 
     Returns:
         The trainer; checkpoints and logs are added by `default_log`.
+
+    Raises:
+        UserError: Arguments exclude each other.
     """
     on_gpu = accelerator() == "gpu"
     averages = [] if ema_decay is None and ema_power is None else [EMA(decay=ema_decay, power=ema_power)]
+    if averages and async_save:
+        # Weights and average would be written at once, and Megatron has one queue for the results of both.
+        raise user_error("async_save", True, "False with ema_decay or ema_power", "Leave one of them out.")
     strategy = CosmosMegatronStrategy(
         seed=seed,
         tensor_model_parallel_size=tp,
@@ -70,13 +77,7 @@ def default_trainer(
         virtual_pipeline_model_parallel_size=vp,
         context_parallel_size=cp,
         sequence_parallel=sp,
-        ddp=DistributedDataParallelConfig(
-            use_distributed_optimizer=True,
-            check_for_nan_in_grad=True,
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=on_gpu,
-            overlap_param_gather=on_gpu,
-        ),
+        ddp=_ddp_config(on_gpu=on_gpu, averages=bool(averages)),
         ckpt_async_save=async_save,
         ckpt_optim_fully_reshardable=True,
         replace_progress_bar=False,
@@ -99,6 +100,17 @@ def default_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
+    )
+
+
+def _ddp_config(*, on_gpu: bool, averages: bool) -> DistributedDataParallelConfig:
+    return DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        check_for_nan_in_grad=True,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=on_gpu,
+        # With the overlap, new weights arrive during the next forward pass: an average would take in the old ones.
+        overlap_param_gather=on_gpu and not averages,
     )
 
 
