@@ -23,8 +23,9 @@ _PIXEL_RANGE = 2.0
 class SparsePerceptual:
     """A distance between pictures as a distance between videos, on a few frames of each.
 
-    Looking at every frame would cost several times the tokenizer itself. The frames are drawn anew at each call, from
-    torch's generator, which the strategy seeds by step: all ranks draw the same ones, and so does a resumed run.
+    Looking at every frame would cost several times the tokenizer itself. The frames are drawn from the seed that the
+    strategy has given torch for this step: they are the same on all data-parallel ranks and in all micro-batches, so
+    that the loss does not depend on how a batch is divided.
 
     Args:
         distance: (x, y), both [B, C, H, W] in [-1, 1] -> [B]; moved to the video's device at its first use.
@@ -38,7 +39,9 @@ class SparsePerceptual:
     def __call__(self, reconstruction_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
         """Mean distance over the batch and the drawn frames; convolutions run in bf16."""
         device = video_BCTHW.device
-        picked = torch.randperm(video_BCTHW.shape[2])[: self._num_frames].to(device)
+        # A generator of its own: how far torch's has been turned depends on the micro-batches before.
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        picked = torch.randperm(video_BCTHW.shape[2], generator=generator)[: self._num_frames].to(device)
         x_NCHW, y_NCHW = (
             rearrange(video[:, :, picked], "B C T H W -> (B T) C H W") for video in (reconstruction_BCTHW, video_BCTHW)
         )

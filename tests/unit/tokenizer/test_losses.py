@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.tokenizer.losses import LossConfig, psnr_db, reconstruction_loss
+from nemo_cosmos.tokenizer.losses import LossConfig, SparsePerceptual, psnr_db, reconstruction_loss
 
 SHAPE = (1, 3, 1, 4, 4)
 
@@ -52,3 +52,48 @@ def test_psnr() -> None:
     assert psnr_db(torch.tensor(4.0)).item() == 0.0
     assert psnr_db(torch.tensor(0.04)).item() == pytest.approx(20.0)
     assert math.isfinite(psnr_db(torch.tensor(0.0)).item())
+
+
+class SquaredDistance(torch.nn.Module):
+    """Remembers the pictures that it was shown."""
+
+    def forward(self, x_NCHW: torch.Tensor, y_NCHW: torch.Tensor) -> torch.Tensor:
+        self.seen = y_NCHW
+        return (x_NCHW - y_NCHW).square().mean(dim=(1, 2, 3))
+
+
+def numbered_frames(batch: int, frames: int) -> torch.Tensor:
+    """Videos whose every pixel is its frame's number."""
+    return torch.arange(frames).float().view(1, 1, -1, 1, 1).expand(batch, 3, frames, 4, 4)
+
+
+def frames_looked_at(seed: int, *, batch: int = 1, drawn_before: int = 0, num_frames: int = 2) -> list[float]:
+    distance, video = SquaredDistance(), numbered_frames(batch, 9)
+    torch.manual_seed(seed)
+    torch.rand(drawn_before)
+    SparsePerceptual(distance, num_frames=num_frames)(video, video)
+    assert distance.seen.shape == (batch * num_frames, 3, 4, 4)
+    return distance.seen[:num_frames, 0, 0, 0].tolist()
+
+
+def test_frames_are_those_of_the_seed_whatever_the_rank_and_micro_batch() -> None:
+    frames = frames_looked_at(5)
+    assert len(set(frames)) == 2
+    assert frames_looked_at(5, batch=3, drawn_before=7) == frames
+    assert len({tuple(frames_looked_at(seed)) for seed in range(20)}) > 10
+
+
+def test_videos_shorter_than_the_number_of_frames_are_looked_at_whole() -> None:
+    distance, video = SquaredDistance(), numbered_frames(1, 2)
+    SparsePerceptual(distance, num_frames=5)(video, video)
+    assert sorted(distance.seen[:, 0, 0, 0].tolist()) == [0, 1]
+
+
+def test_gradient_reaches_the_frames_looked_at_and_no_other() -> None:
+    distance, video = SquaredDistance(), numbered_frames(2, 9)
+    reconstruction = (video + 0.5).requires_grad_()
+    value = SparsePerceptual(distance, num_frames=3)(reconstruction, video)
+    assert value.item() == pytest.approx(0.25)
+    value.backward()
+    moved = reconstruction.grad.abs().amax(dim=(0, 1, 3, 4)).nonzero().flatten().tolist()
+    assert moved == sorted(distance.seen[:3, 0, 0, 0].int().tolist())
