@@ -119,6 +119,7 @@ class LatentDataModule(_MegatronDataModule):
         self.with_actions = with_actions
         self.sources = sources
         card = read_cache_card(path)
+        self.cache_card = card
         self.samples = card.num_samples["train"]
         self.tokenizer_fingerprint = card.tokenizer_fingerprint
         self.statistics = _statistics(card, statistics_of)

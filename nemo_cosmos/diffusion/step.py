@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,11 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
 from torch import nn
 
+from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.architecture import architecture_of
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig, condition_mask, draw, network_input
-from nemo_cosmos.diffusion.config import DiTConfig
+from nemo_cosmos.diffusion.config import DiTConfig, check_layout
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighted_loss
 from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
@@ -101,6 +103,38 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         size = f"{self.config.num_layers}x{self.config.hidden_size}"
         kind = "action" if self.config.action_dim is not None else "text2world"
         return {"model": f"diffusion_{size}_{kind}", "config": architecture_of(self.config)}
+
+    def check_data(self, card: LatentCacheCard) -> None:
+        """Refuses latents that the network cannot take in its layout; the strategy calls it before anything is built.
+
+        Args:
+            card: Of the latent cache that is trained on.
+
+        Raises:
+            UserError: Channels, size or text width differ from the model's, or the ranks cannot share the tokens.
+        """
+        config, (channels, *size) = self.config, card.latent_shape
+        if not card.continuous or channels != config.in_channels:
+            raise user_error(
+                "latent_shape of the cache",
+                card.latent_shape,
+                f"[{config.in_channels}, T, H, W], for the model has in_channels {config.in_channels}",
+                "Tokenize with the tokenizer that the model is made for.",
+            )
+        if card.text_dim != config.crossattn_emb_channels:
+            raise user_error(
+                "text_dim of the cache",
+                card.text_dim,
+                f"{config.crossattn_emb_channels}, the model's crossattn_emb_channels",
+                "Tokenize with the text encoder that the model is made for, or change the model.",
+            )
+        check_layout(
+            config,
+            config.tensor_model_parallel_size,
+            config.pipeline_model_parallel_size,
+            config.context_parallel_size,
+            math.prod(config.token_grid(tuple(size))),
+        )
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds this rank's share of the network, once the process groups are there."""

@@ -30,7 +30,8 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
     - Without CUDA, Megatron is prepared for the CPU (`nemo_cosmos.parallel.cpu`) and ranks talk over gloo.
     - Metrics are logged from where they are, not pinned and copied to "cuda".
     - Every step is seeded from `seed` and the step's number, so a resumed run draws what an uninterrupted one would.
-    - A layout that does not fit the number of ranks is refused before any weight is allocated.
+    - A layout that does not fit the number of ranks is refused before any weight is allocated. So are latents that do
+      not fit the model, where the data module has their `cache_card` and the LightningModule a method `check_data`.
     - A callback with a method `write_beside_checkpoint(trainer, directory)` may add files to a checkpoint while it
       still counts as unfinished.
 
@@ -48,7 +49,7 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         """Refuses an impossible layout, then starts the process groups and the random states.
 
         Raises:
-            UserError: The parallel sizes do not fit the number of processes.
+            UserError: The parallel sizes do not fit the number of processes, or the data do not fit the model.
         """
         if self.root_device.type == "cpu":
             cpu.enable(lightning=True)
@@ -58,6 +59,9 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
             pipeline=self.pipeline_model_parallel_size,
             context=self.context_parallel_size,
         )
+        card = getattr(self.lightning_module.trainer.datamodule, "cache_card", None)
+        if card is not None and hasattr(self.lightning_module, "check_data"):
+            self.lightning_module.check_data(card)
         if not self.async_save:
             save_checkpoints_in_process()
         # One process may train several models in turn; NeMo would keep the first one's groups.
