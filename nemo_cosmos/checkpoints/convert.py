@@ -14,6 +14,7 @@ from nemo_cosmos import __version__
 from nemo_cosmos.checkpoints import nemo_format
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import embedded_path
+from nemo_cosmos.checkpoints.latents import with_latents
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion import state_dict as dit_names
 from nemo_cosmos.diffusion.architecture import architecture_of, config_from
@@ -42,10 +43,19 @@ class WholeModel:
     card: CheckpointCard
     may_lack: tuple[str, ...] = ()
     """Our names that the source format cannot hold."""
+    dropped: tuple[str, ...] = ()
+    """What the source holds and we cannot."""
 
 
 def convert(
-    source: str | Path, target: str | Path, *, to: Target, preset: str | None = None, dtype: Dtype | None = None
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: Target,
+    preset: str | None = None,
+    dtype: Dtype | None = None,
+    tokenizer: str | Path | None = None,
+    statistics: str | Path | None = None,
 ) -> dict[str, Any]:
     """Converts a tokenizer or a diffusion WFM.
 
@@ -58,9 +68,12 @@ def convert(
         preset: The architecture of reference weights, which do not tell it: a name such as `diffusion_7b` or
             `CV8x8x8-720p`.
         dtype: Store floating-point weights so; None leaves them as they are, bit for bit.
+        tokenizer: The tokenizer whose latents a diffusion WFM was trained on, for its card; anything `load_tokenizer`
+            takes.
+        statistics: JSON with the latents' `latent_mean` and `latent_std` per channel, for a diffusion WFM's card.
 
     Returns:
-        What was converted: kind, number of weights and of parameters, and what the target cannot hold.
+        What was converted: kind, number of weights and of parameters, and what the target, or our card, cannot hold.
 
     Raises:
         UserError: The source is unknown or damaged, or the target cannot hold the model.
@@ -72,7 +85,11 @@ def convert(
     model = _read(source, preset)
     if dtype is not None:
         model = _cast(model, getattr(torch, dtype))
-    target, dropped = Path(target), []
+    if (tokenizer, statistics) != (None, None):
+        if model.kind != "diffusion":
+            raise user_error("--tokenizer, --statistics", model.kind, "a diffusion WFM", "Leave them out.")
+        model = dataclasses.replace(model, card=with_latents(model.card, tokenizer=tokenizer, statistics=statistics))
+    target, dropped = Path(target), list(model.dropped)
     if to == "nemo":
         nemo_format.save(model.kind, model.weights, model.card, target, may_lack=model.may_lack)
     elif to == "safetensors":
@@ -80,9 +97,9 @@ def convert(
             write_tensors(aside, model.weights)
         write_json(target.with_suffix(".json"), model.card.to_dict())
     elif to == "diffusers":
-        dropped = _write_diffusers(model, target)
+        dropped += _write_diffusers(model, target)
     else:
-        _write_reference(model, target)
+        dropped += _write_reference(model, target)
     return {
         "kind": model.kind,
         "weights": len(model.weights),
@@ -124,7 +141,10 @@ def _read_diffusers(folder: Path) -> WholeModel:
     values, weights = read_json(folder / "config.json"), _diffusers_weights(folder)
     if values.get("_class_name") == conversion.DIFFUSERS_CLASS:
         config = conversion.config_of_diffusers(values)
-        return _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
+        model = _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
+        mean, std, dropped = conversion.statistics_of_diffusers(values, config)
+        card = dataclasses.replace(model.card, latent_mean=mean, latent_std=std)
+        return dataclasses.replace(model, card=card, dropped=dropped)
     config = dit_names.config_from_diffusers(values)
     model = _dit(dit_names.from_diffusers(weights, config), architecture_of(config), folder)
     return dataclasses.replace(model, may_lack=dit_names.NOT_IN_DIFFUSERS)
@@ -183,13 +203,13 @@ def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
         tokenizer = TokenizerConfig.from_dict(model.card.config)
         weights, values = (
             tokenizer_names.to_diffusers_names(model.weights, tokenizer),
-            conversion.diffusers_config(tokenizer),
+            conversion.diffusers_config(tokenizer, model.card.latent_mean, model.card.latent_std),
         )
         dropped = []
     else:
         weights, values = dit_names.to_diffusers(model.weights, config_from(model.card.config, backend="torch"))
         values = {"_class_name": "CosmosTransformer3DModel", **values}
-        dropped = list(dit_names.NOT_IN_DIFFUSERS)
+        dropped = [*dit_names.NOT_IN_DIFFUSERS, *_latents_told(model.card)]
     with written_aside(folder) as aside:
         aside.mkdir()
         write_tensors(aside / _DIFFUSERS_WEIGHTS, weights)
@@ -197,7 +217,12 @@ def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
     return dropped
 
 
-def _write_reference(model: WholeModel, path: Path) -> None:
+def _latents_told(card: CheckpointCard) -> list[str]:
+    names = ("tokenizer_fingerprint", "latent_mean", "latent_std")
+    return [name for name in names if getattr(card, name) is not None]
+
+
+def _write_reference(model: WholeModel, path: Path) -> list[str]:
     if path.suffix not in (".pt", ".safetensors"):
         raise user_error("target", path.name, "a .pt or .safetensors file", "Name a file.")
     if model.kind == "tokenizer":
@@ -210,3 +235,4 @@ def _write_reference(model: WholeModel, path: Path) -> None:
             torch.save(weights, aside)
         else:
             write_tensors(aside, weights)
+    return _latents_told(model.card)

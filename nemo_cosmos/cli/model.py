@@ -95,12 +95,27 @@ def convert(
     to: Annotated[str, typer.Option(help="nemo, diffusers, reference, or safetensors (with a card, as embedded).")],
     preset: Annotated[str | None, typer.Option(help="Architecture of reference weights, such as diffusion_7b.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as the source when absent.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Tokenizer folder or embedded name that a diffusion WFM was trained with, for its card."),
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON with latent_mean and latent_std per channel (or a cache.json, or a card), for the same."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint of a tokenizer or a diffusion WFM between formats, bit for bit."""
+    """Convert a checkpoint of a tokenizer or a diffusion WFM between formats, bit for bit.
+
+    Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics. Generation and
+    post-training need both: give them here as --tokenizer and --statistics.
+    """
     from nemo_cosmos.checkpoints.convert import convert as run
 
-    show(run(source, target, to=to, preset=preset, dtype=dtype), as_json=as_json)
+    result = run(source, target, to=to, preset=preset, dtype=dtype, tokenizer=tokenizer, statistics=statistics)
+    show(result, as_json=as_json)
 
 
 @_evaluate.command("tokenizer")

@@ -68,14 +68,17 @@ class WorldModel:
         Raises:
             UserError: The fingerprints differ, or the card lacks the latent statistics.
         """
+        if self.card.tokenizer_fingerprint is None or self.card.latent_mean is None or self.card.latent_std is None:
+            raise UserError(
+                f"checkpoint {self.card.model}: its card lacks the tokenizer or the latent statistics. Give a "
+                "diffusion WFM's, or convert it again with --tokenizer and --statistics."
+            )
         ours = self.tokenizer.fingerprint()
         if self.card.tokenizer_fingerprint != ours:
             raise UserError(
                 f"checkpoint {self.card.model}: was trained on latents of tokenizer {self.card.tokenizer_fingerprint}, "
                 f"but the tokenizer given is {ours}. Give the one it was trained with."
             )
-        if self.card.latent_mean is None or self.card.latent_std is None:
-            raise UserError(f"checkpoint {self.card.model}: its card has no latent statistics. Give a diffusion WFM's.")
 
     @property
     def device(self) -> torch.device:

@@ -20,8 +20,17 @@ DIFFUSERS_CLASS = "AutoencoderKLCosmos"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def diffusers_config(config: TokenizerConfig) -> dict[str, Any]:
-    """Returns the `config.json` that makes diffusers build the same architecture."""
+Statistics = tuple[float, ...] | None
+
+
+def diffusers_config(config: TokenizerConfig, mean: Statistics = None, std: Statistics = None) -> dict[str, Any]:
+    """Returns the `config.json` that makes diffusers build the same architecture.
+
+    Args:
+        config: The architecture.
+        mean: The latents' mean per channel, where known.
+        std: Their standard deviation.
+    """
     widths = [config.channels * factor for factor in config.channels_mult]
     return {
         "_class_name": DIFFUSERS_CLASS,
@@ -37,8 +46,8 @@ def diffusers_config(config: TokenizerConfig) -> dict[str, Any]:
         "spatial_compression_ratio": config.spatial_compression,
         "temporal_compression_ratio": config.temporal_compression,
         "scaling_factor": 1.0,
-        "latents_mean": None,
-        "latents_std": None,
+        "latents_mean": None if mean is None else list(mean),
+        "latents_std": None if std is None else list(std),
     }
 
 
@@ -64,6 +73,23 @@ def config_of_diffusers(values: Mapping[str, Any]) -> TokenizerConfig:
     )
     _check_diffusers_rest(config, values)
     return config
+
+
+def statistics_of_diffusers(
+    values: Mapping[str, Any], config: TokenizerConfig
+) -> tuple[Statistics, Statistics, tuple[str, ...]]:
+    """Reads the latents' statistics out of a diffusers `config.json`.
+
+    Returns:
+        Mean and standard deviation per channel, and what cannot be kept: the published VAE has numbers per channel and
+        frame, of which no one number per channel is right.
+    """
+    mean, std = values.get("latents_mean"), values.get("latents_std")
+    if mean is None or std is None:
+        return None, None, ()
+    if not all(isinstance(v, list) and len(v) == config.latent_channels for v in (mean, std)):
+        return None, None, ("latents_mean, latents_std (not one number per channel)",)
+    return tuple(mean), tuple(std), ()
 
 
 def _check_diffusers_rest(config: TokenizerConfig, values: Mapping[str, Any]) -> None:

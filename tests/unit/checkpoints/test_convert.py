@@ -6,13 +6,14 @@ from safetensors.torch import save_file
 
 from nemo_cosmos.checkpoints.convert import convert
 from nemo_cosmos.checkpoints.detect import Format, detect
-from nemo_cosmos.checkpoints.load import load_network, load_tokenizer
+from nemo_cosmos.checkpoints.load import load_network, load_tokenizer, read_card
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion.architecture import architecture_of, config_from
 from nemo_cosmos.diffusion.config import diffusion_tiny
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.files import write_json
+from nemo_cosmos.files import read_json, write_json
+from nemo_cosmos.generation.open import open_world_model
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
@@ -104,6 +105,64 @@ def test_weights_that_the_source_should_hold_must_be_there(dit, tokenizer, tmp_p
     with pytest.raises(UserError, match=r"weights: got .* missing \['decoder\."):
         convert(tmp_path / "folder", tmp_path / "nemo", to="nemo")
     assert not (tmp_path / "nemo").exists()
+
+
+def test_a_converted_wfm_is_told_its_tokenizer_and_statistics_and_can_be_opened(dit, tokenizer, tmp_path):
+    path, _ = dit
+    folder, _ = tokenizer
+    convert(path, tmp_path / "diffusers", to="diffusers")
+    write_json(tmp_path / "s.json", {"latent_mean": [0.5] * 16, "latent_std": [2] * 16})
+    facts = {"tokenizer": folder, "statistics": tmp_path / "s.json"}
+    convert(tmp_path / "diffusers", tmp_path / "nemo", to="nemo", **facts)
+    card = read_card(tmp_path / "nemo")
+    assert (card.latent_mean, card.latent_std) == ((0.5,) * 16, (2.0,) * 16)
+    with open_world_model(tmp_path / "nemo", folder) as opened:
+        assert opened.card == card
+    # Another card tells both.
+    convert(path, tmp_path / "b.safetensors", to="safetensors", statistics=tmp_path / "nemo" / "card.json")
+    again = CheckpointCard.from_dict(read_json(tmp_path / "b.json"))
+    assert again.tokenizer_fingerprint == card.tokenizer_fingerprint
+    result = convert(tmp_path / "b.safetensors", tmp_path / "c.pt", to="reference")
+    assert result["dropped"] == ["tokenizer_fingerprint", "latent_mean", "latent_std"]
+    convert(path, tmp_path / "untold", to="nemo")
+    refused = pytest.raises(UserError, match="convert it again with --tokenizer and --statistics")
+    with refused, open_world_model(tmp_path / "untold", folder):
+        pass
+
+
+def test_statistics_that_do_not_fit_are_refused(dit, tokenizer, tmp_path):
+    path, target = dit[0], tmp_path / "a.safetensors"
+    for values in (
+        {"latent_mean": [0.0] * 16},
+        {"latent_mean": [0.0] * 4, "latent_std": [1.0] * 4},
+        {"latent_mean": [[0.0]] * 16, "latent_std": [[1.0]] * 16},
+        {"latent_mean": [0.0] * 16, "latent_std": [0.0] * 16},
+        [0.0],
+    ):
+        write_json(tmp_path / "s.json", values)
+        with pytest.raises(UserError, match=r"s\.json: got .* expected 16 numbers each"):
+            convert(path, target, to="safetensors", statistics=tmp_path / "s.json")
+    good = {"latent_mean": [0.0] * 16, "latent_std": [1.0] * 16, "tokenizer_fingerprint": "another"}
+    write_json(tmp_path / "s.json", good)
+    with pytest.raises(UserError, match="latents of tokenizer another, but the tokenizer given is"):
+        convert(path, target, to="safetensors", tokenizer=tokenizer[0], statistics=tmp_path / "s.json")
+    with pytest.raises(UserError, match="--tokenizer, --statistics: got 'tokenizer'"):
+        convert(tokenizer[0], target, to="safetensors", statistics=tmp_path / "s.json")
+    assert not target.exists()
+
+
+def test_a_diffusers_tokenizers_statistics_are_kept_per_channel_or_said_to_be_dropped(tokenizer, tmp_path):
+    convert(tokenizer[0], tmp_path / "diffusers", to="diffusers")
+    config = read_json(tmp_path / "diffusers" / "config.json")
+    config |= {"latents_mean": [0.25] * 16, "latents_std": [1.5] * 16}
+    write_json(tmp_path / "diffusers" / "config.json", config)
+    assert convert(tmp_path / "diffusers", tmp_path / "nemo", to="nemo")["dropped"] == []
+    convert(tmp_path / "nemo", tmp_path / "back", to="diffusers")
+    assert read_json(tmp_path / "back" / "config.json") == config
+    write_json(tmp_path / "back" / "config.json", config | {"latents_mean": [0.0] * 256, "latents_std": [1.0] * 256})
+    result = convert(tmp_path / "back", tmp_path / "a.safetensors", to="safetensors")
+    assert result["dropped"] == ["latents_mean, latents_std (not one number per channel)"]
+    assert CheckpointCard.from_dict(read_json(tmp_path / "a.json")).latent_mean is None
 
 
 def test_diffusers_weights_may_lack_the_uncertainty_head(dit, tmp_path):
