@@ -235,6 +235,9 @@ class CosmosDiT(MegatronModule):
             if name.startswith(_ON_EVERY_STAGE):
                 parameter.pipeline_parallel = True
                 parameter.shared = not first_copy
+                # The distributed optimizer cuts its buckets over the data-parallel ranks before the stages add up their
+                # gradients: only in a bucket of its own, which this mark asks for, is a copy cut alike on every stage.
+                parameter.shared_embedding = self.groups.pp.size() > 1
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -10,7 +10,14 @@ import torch
 from megatron.core import parallel_state
 
 from nemo_cosmos.parallel import startup
-from tests.distributed.dit_step import Layout, build, named_parameters, own_slice, train_one_step
+from tests.distributed.dit_step import (
+    Layout,
+    build,
+    named_parameters,
+    own_slice,
+    reference_step,
+    train_one_step,
+)
 from tests.distributed.launch import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -54,6 +61,29 @@ def compare_step(rank: int, folder: Path, layout: Layout, reference_file: Path) 
         for name, weight in named_parameters(step.chunks):
             assert_close(f"weight {name}", weight.detach(), own_slice(name, reference["weights"][name]))
         (folder / f"names_{rank}.json").write_text(json.dumps([name for name, _ in named_parameters(step.chunks)]))
+
+
+SHALLOW = {"num_layers": 2}
+"""So few layers that the gradient buffers of the two stages are of unlike sizes."""
+
+SHALLOW_LAYOUTS = {
+    "PP2 DP2 distributed optimizer": Layout(pipeline=2, data=2, distributed_optimizer=True, overrides=SHALLOW),
+    "PP2 CP2 distributed optimizer": Layout(pipeline=2, context=2, distributed_optimizer=True, overrides=SHALLOW),
+}
+
+
+@pytest.fixture(scope="module")
+def shallow_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `one_rank_step`, of a model with fewer layers."""
+    folder = tmp_path_factory.mktemp("shallow")
+    run_ranks(reference_step, 1, folder, SHALLOW)
+    return folder / "reference.pt"
+
+
+@pytest.mark.parametrize("name", SHALLOW_LAYOUTS)
+def test_step_of_few_layers_equals_one_rank(name: str, shallow_step: Path, tmp_path: Path) -> None:
+    layout = SHALLOW_LAYOUTS[name]
+    run_ranks(compare_step, layout.num_ranks, tmp_path, layout, shallow_step)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
