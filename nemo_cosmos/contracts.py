@@ -200,6 +200,8 @@ class CheckpointCard(Record):
     tokenizer_fingerprint: str | None = None
     latent_mean: tuple[float, ...] | None = None
     latent_std: tuple[float, ...] | None = None
+    text_encoder: str | None = None
+    """Name of the encoder whose states a diffusion WFM was trained on."""
     parent: str | None = None
     """Fingerprint or path of the checkpoint that this one was post-trained from."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -218,7 +218,7 @@ def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
 
 
 def _latents_told(card: CheckpointCard) -> list[str]:
-    names = ("tokenizer_fingerprint", "latent_mean", "latent_std")
+    names = ("tokenizer_fingerprint", "latent_mean", "latent_std", "text_encoder")
     return [name for name in names if getattr(card, name) is not None]
 
 

@@ -25,7 +25,8 @@ def with_latents(
         card: Of a diffusion WFM.
         tokenizer: Anything `load_tokenizer` takes; its fingerprint goes into the card.
         statistics: JSON with `latent_mean` and `latent_std`, one number per channel each, such as a latent cache's
-            `cache.json` or another card. Its `tokenizer_fingerprint`, where it has one, goes into the card too.
+            `cache.json` or another card. Its `tokenizer_fingerprint` and `text_encoder`, where it has them, go into
+            the card too.
 
     Raises:
         UserError: The statistics are not one number per channel, or belong to another tokenizer than the one given.
@@ -47,6 +48,7 @@ def with_latents(
         latent_mean=mean,
         latent_std=std,
         tokenizer_fingerprint=fingerprint or card.tokenizer_fingerprint,
+        text_encoder=values.get("text_encoder") or card.text_encoder,
     )
 
 

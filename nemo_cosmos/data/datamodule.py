@@ -140,6 +140,7 @@ class LatentDataModule(_MegatronDataModule):
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             "latent_mean": mean,
             "latent_std": std,
+            "text_encoder": self.cache_card.text_encoder,
         }
 
     def dataset(self, split: Split) -> Dataset:

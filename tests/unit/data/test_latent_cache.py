@@ -6,6 +6,7 @@ import torch
 
 from nemo_cosmos.data import latent_cache
 from nemo_cosmos.data.curated import CuratedClips, caption_at
+from nemo_cosmos.data.datamodule import LatentDataModule
 from nemo_cosmos.data.latent_cache import (
     LatentCacheConfig,
     LatentDataset,
@@ -153,6 +154,11 @@ def test_samples_with_actions_are_told_without_reading_tensors(curated, tmp_path
     all_samples = LatentDataset(tmp_path / "latents", split="train").samples
     with_actions = LatentDataset(tmp_path / "latents", split="train", with_actions=True).samples
     assert {s.clip_id for s in all_samples} - {s.clip_id for s in with_actions} == {"clip4"}
+
+
+def test_a_checkpoints_card_names_the_encoder_of_its_captions(curated, tmp_path):
+    _write(curated, tmp_path / "latents")
+    assert LatentDataModule(str(tmp_path / "latents")).card_fields()["text_encoder"] == "length"
 
 
 def test_few_text_states_are_kept_and_neighbours_share_them(curated, tmp_path):

@@ -112,6 +112,21 @@ def test_models_are_opened_on_this_ranks_device(model, monkeypatch, device, dtyp
     parts.text_encoder.to.assert_called_once_with(device)
 
 
+@pytest.mark.parametrize(
+    ("named", "width", "found"),
+    [("b", 4, "b"), (None, 8, "c"), (None, 4, None), (None, 5, None), ("c", 4, None), ("d", 4, None)],
+)
+def test_the_card_names_the_text_encoder_else_its_width_does(model, monkeypatch, named, width, found):
+    encoders = {"a": 4, "b": 4, "c": 8}
+    monkeypatch.setattr(opening, "TEXT_ENCODERS", {name: Mock(dim=dim) for name, dim in encoders.items()})
+    card = dataclasses.replace(model.card, text_encoder=named)
+    if found is None:
+        with pytest.raises(UserError, match=f"text encoder of test.*{width} wide.*card.json as text_encoder"):
+            opening._text_encoder_of(card, width)
+    else:
+        assert opening._text_encoder_of(card, width) == found
+
+
 def test_a_batch_changes_nothing(model):
     alone = model.generate(["a car"], SAMPLING, seeds=[5])[0].astype(int)
     together = model.generate(["an arm", "a car"], SAMPLING, seeds=[4, 5])[1].astype(int)
