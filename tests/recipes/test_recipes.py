@@ -65,6 +65,16 @@ def test_overrides_of_paths_can_be_sent_over(name: str) -> None:
     assert serialization.load_json(serialization.dump_json(recipe)) == recipe
 
 
+@pytest.mark.parametrize("name", ["diffusion_tiny_action_finetune", "diffusion_7b_video2world_finetune"])
+def test_post_training_makes_model_and_data_once_the_base_is_found(name: str) -> None:
+    recipe = registry.find(name)()
+    model, data = fiddle.build(recipe.model), fiddle.build(recipe.data)
+    assert model(init_from="base.safetensors").init_from == "base.safetensors"
+    assert model().init_from is None
+    with pytest.raises(UserError, match=r"runs/nowhere"):
+        data(path="runs/nowhere", statistics_of="card.json")
+
+
 def test_every_recipe_has_one_line_to_describe_it() -> None:
     lines = registry.describe()
     assert set(lines) == set(registry.RECIPES)
