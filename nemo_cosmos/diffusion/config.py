@@ -88,6 +88,10 @@ class DiTConfig(TransformerConfig):
         self.init_method = self.init_method or leave_uninitialized
         self.output_layer_init_method = self.output_layer_init_method or leave_uninitialized
         self.pipeline_dtype = self.pipeline_dtype or self.params_dtype
+        if self.virtual_pipeline_model_parallel_size is not None:
+            # Two interleaved stages are each other's next and previous one: in one batch of messages Megatron takes
+            # hidden states for gradients, where it sends them one by one it does not.
+            self.overlap_p2p_comm, self.batch_p2p_comm = True, False
         super().__post_init__()
         self._check_sizes()
 

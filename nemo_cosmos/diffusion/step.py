@@ -24,9 +24,9 @@ from nemo_cosmos.diffusion.config import DiTConfig, check_layout
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighted_loss
 from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.loss import MeanLossReduction
-from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.stages import stage_ends
 
 Batch = dict[str, torch.Tensor]
@@ -139,9 +139,26 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds this rank's share of the network, once the process groups are there."""
         if not hasattr(self, "module"):
+            if self.config.virtual_pipeline_model_parallel_size is not None:
+                vp_stage = vp_stage or 0  # Lightning builds the first chunk and knows of no others.
             self.module: nn.Module = CosmosDiT(self.config, vp_stage=vp_stage, **stage_ends(vp_stage))
             if self.init_from is not None:
                 load_whole_weights(self.module, self.init_from, may_lack=ACTION_LAYERS)
+
+    def reinit(self) -> DiffusionModel:
+        """Gives a module for a further chunk of an interleaved pipeline; called by NeMo.
+
+        NeMo's own way would build the configuration anew from its arguments, without the layout that the strategy has
+        put into it since.
+        """
+        return DiffusionModel(
+            self.config,
+            edm=self.edm,
+            conditioning=self.conditioning,
+            init_from=self.init_from,
+            seed=self.seed,
+            temporal_compression=self.temporal_compression,
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401 - hands on to the network
         """The network; see `CosmosDiT.forward`."""
@@ -162,9 +179,19 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
         Returns:
             The network's inputs and the loss's targets.
+
+        Raises:
+            UserError: All latent frames may be given, which leaves none to learn from.
         """
         edm, config = self.edm, self.conditioning
         clean = batch["latent"] * edm.sigma_data
+        if config.max_condition_frames >= clean.shape[2]:
+            raise user_error(
+                "max_condition_frames",
+                config.max_condition_frames,
+                f"fewer than the {clean.shape[2]} latent frames of a sample",
+                "Lower it in the conditioning, or train on longer videos.",
+            )
         draws = draw(config, clean.shape, batch["draw_id"], seed=self.seed)
         sigma = edm.sigma_of(draws.sigma_normal, clean.shape[2])
         noisy = clean + per_sample(sigma) * draws.noise
@@ -213,19 +240,9 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             self._training_loss = DiffusionLossReduction(self.edm)
         return self._training_loss
 
-
-        Raises:
-            UserError: All latent frames may be given, which leaves none to learn from.
     @property
     def validation_loss_reduction(self) -> MegatronLossReduction:
         """The same loss, kept apart since it remembers its batch."""
-        if config.max_condition_frames >= clean.shape[2]:
-            raise user_error(
-                "max_condition_frames",
-                config.max_condition_frames,
-                f"fewer than the {clean.shape[2]} latent frames of a sample",
-                "Lower it in the conditioning, or train on longer videos.",
-            )
         if self._validation_loss is None:
             self._validation_loss = DiffusionLossReduction(self.edm)
         return self._validation_loss

@@ -79,6 +79,9 @@ def default_trainer(
         sequence_parallel=sp,
         ddp=_ddp_config(on_gpu=on_gpu, averages=bool(averages)),
         ckpt_async_save=async_save,
+        # The chunks of one rank hold copies of some weights; Megatron's parallel way would write such a weight twice.
+        ckpt_parallel_save=vp is None,
+        ckpt_parallel_load=vp is None,
         ckpt_optim_fully_reshardable=True,
         replace_progress_bar=False,
     )
