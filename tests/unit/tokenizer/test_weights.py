@@ -41,7 +41,7 @@ def test_the_embedded_default_loads(tmp_path: Path) -> None:
     tokenizer = random_tokenizer(TINY).bfloat16()
     path = tmp_path / "tokenizer_tiny.safetensors"
     weights.write_tensors(path, tokenizer.state_dict())
-    write_json(path.with_suffix(".json"), CARD.to_dict())
+    write_json(path.with_suffix(".json"), CARD.to_dict() | {"config": TINY.to_dict()})
     back = weights.load_default(path)
     assert back.tokenizer_config == TINY
     assert back.fingerprint() == tokenizer.fingerprint()
