@@ -42,8 +42,8 @@ FROM_SCRATCH = Budget(
     num_multiview=2,
     tokenizer_steps=2200,
     pretrain_steps=2000,
-    finetune_steps=3500,
-    num_eval_clips=64,
+    finetune_steps=1700,
+    num_eval_clips=32,
 )
 """Trains anew, as the embedded weights were made; most of a day on two CPU cores."""
 
