@@ -8,12 +8,14 @@ from nemo_cosmos.checkpoints.convert import convert
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.load import load_network, load_tokenizer, read_card
 from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.diffusion import model as dit_model
 from nemo_cosmos.diffusion.architecture import architecture_of, config_from
 from nemo_cosmos.diffusion.config import diffusion_tiny
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json
 from nemo_cosmos.generation.open import open_world_model
+from nemo_cosmos.parallel.backend import get_backend
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
@@ -70,6 +72,13 @@ def test_a_wfm_survives_nemo_and_reference_bit_for_bit(dit, tmp_path):
     names = torch.load(tmp_path / "reference.pt", weights_only=True)
     assert "net.blocks.block1.blocks.0.block.attn.to_q.0.weight" in names
     assert torch.equal(names["logvar.1.weight"], state["logvar_head.linear.weight"])
+
+
+def test_conversion_asks_for_no_gpu(dit, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(dit_model, "get_backend", lambda name: asked.append(name) or get_backend(name))
+    convert(dit[0], tmp_path / "nemo", to="nemo")
+    assert asked == ["torch"]
 
 
 def test_weights_are_cast_only_when_asked(dit, tmp_path):
