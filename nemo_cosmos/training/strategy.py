@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.strategies.ddp import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from nemo import lightning as nl
 from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
 from nemo.lightning import _strategy_lib
@@ -69,6 +69,17 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         super().setup_distributed()
         init_model_parallel(self.model)
         self._seed_step(0)
+
+    def init_model_parallel(self) -> None:
+        """Wraps the model for Megatron's DDP, so that its optimizer's states can be saved."""
+        super().init_model_parallel()
+        # Megatron's reshardable checkpoints gather a buffer without its buckets' padding, and then look parameters up
+        # where they stand with it: states of all but the first bucket would go to the wrong parameters.
+        for ddp in (chunk.module for chunk in self.megatron_parallel):
+            for buffer in ddp.buffers if isinstance(ddp, DistributedDataParallel) else ():
+                buffer.numel_unpadded = buffer.numel
+                for bucket in buffer.buckets:
+                    bucket.numel_unpadded = bucket.grad_data.numel()
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Makes the optimizers of a fit. NeMo's own expects them in a validation too, where Lightning makes none."""

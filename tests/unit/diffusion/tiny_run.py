@@ -80,7 +80,7 @@ def run(
     """
     losses = Losses()
     # An epsilon far above rounding errors: else Adam would turn the sign of a gradient that is zero into a step.
-    optim = default_optim(lr=1e-2, max_steps=10, eps=1e-3)
+    optim = default_optim(lr=1e-2, min_lr=5e-3, max_steps=10, eps=1e-3)
     pretrain(
         DiffusionModel(tiny_dit()),
         RandomLatents(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size),
