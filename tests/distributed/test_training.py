@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -87,10 +88,13 @@ def test_one_process_goes_on_from_two(runs, name, tmp_path):
     assert losses == {step: pytest.approx(expected[step]["loss"], rel=TOLERANCE) for step in (5, 6)}
 
 
+def _run_until_killed(folder: Path) -> None:
+    os.environ.pop("MASTER_PORT", None)  # inherited; the process that made it may still listen there
+    run(folder, kill_after=5, **RUN)
+
+
 def test_a_killed_process_is_gone_on_from(runs, tmp_path):
-    killed = multiprocessing.get_context("forkserver").Process(
-        target=run, args=(tmp_path,), kwargs={"kill_after": 5} | RUN
-    )
+    killed = multiprocessing.get_context("forkserver").Process(target=_run_until_killed, args=(tmp_path,))
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
