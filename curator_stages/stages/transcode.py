@@ -67,8 +67,8 @@ def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int) -> bytes:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread: x264's choices depend on the number of threads.
-        stream.options = {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1"}
+        # x264's choices depend on the number of threads, and with its macroblock tree they vary from run to run.
+        stream.options = {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1", "mbtree": "0"}
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
