@@ -37,13 +37,17 @@ for group in (quickstart, curation, model, inspection):
     group.add_to(app)
 
 
+_FIDDLE_NOTE = "\n\nFiddle context:"
+
+
 def main() -> None:
     """Runs the command line; a `UserError` prints its message alone and exits with status 2."""
     os.environ.setdefault("NEMO_LOG_LEVEL", "WARNING")
     try:
         app()
     except UserError as error:
-        print(f"nemo-cosmos: error: {error}", file=sys.stderr)
+        # Fiddle adds where in a recipe's configuration it happened, which tells a user of the command line nothing.
+        print(f"nemo-cosmos: error: {str(error).partition(_FIDDLE_NOTE)[0]}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -29,9 +29,11 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_a_user_error_is_one_line_and_status_two(tmp_path):
+@pytest.mark.parametrize("command", [["curate"], ["train", "diffusion_tiny_pretrain"]])
+def test_a_user_error_is_one_line_and_status_two(command, tmp_path):
+    arguments = [str(tmp_path), str(tmp_path / "out")] if command == ["curate"] else [f"data.path={tmp_path}"]
     done = subprocess.run(
-        [sys.executable, "-m", "nemo_cosmos.cli.main", "curate", str(tmp_path), str(tmp_path / "out")],
+        [sys.executable, "-m", "nemo_cosmos.cli.main", *command, *arguments],
         capture_output=True,
         text=True,
     )
