@@ -32,10 +32,11 @@ def tokenizer_tiny_pretrain(
         data,
         directory,
         max_steps=max_steps,
-        lr=3e-4,
-        warmup=min(100, max_steps // 10),
+        lr=2e-4,
+        warmup=min(200, max_steps // 10),
         init_from=init_from,
         save_every=200,
+        perceptual_weight=0.3,
         perceptual_frames=1,
     )
 
@@ -76,6 +77,7 @@ def tokenizer_cv8x8x8_720p_pretrain(
         warmup=min(5000, max_steps // 2),
         init_from=None,
         save_every=5000,
+        perceptual_weight=0.1,
         perceptual_frames=8,
     )
     recipe.trainer.devices, recipe.trainer.num_nodes = 8, num_nodes
@@ -92,9 +94,10 @@ def _pretrain(
     warmup: int,
     init_from: str | None,
     save_every: int,
+    perceptual_weight: float,
     perceptual_frames: int,
 ) -> run.Partial:
-    """The first training stage: L1 and a perceptual distance, of weight 1 and 0.1 as published."""
+    """The first training stage: L1 and a perceptual distance."""
     from nemo_cosmos.evaluation.perceptual import LpipsLike
     from nemo_cosmos.tokenizer.config import preset
     from nemo_cosmos.tokenizer.losses import LossConfig, SparsePerceptual
@@ -104,7 +107,7 @@ def _pretrain(
     config = run.Config(
         TokenizerModelConfig,
         architecture=run.Config(preset, architecture),
-        loss=run.Config(LossConfig, perceptual_weight=0.1),
+        loss=run.Config(LossConfig, perceptual_weight=perceptual_weight),
         init_from=init_from,
     )
     perceptual = run.Config(SparsePerceptual, distance=run.Config(LpipsLike), num_frames=perceptual_frames)

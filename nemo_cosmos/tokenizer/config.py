@@ -124,7 +124,7 @@ class TokenizerConfig:
 
 PRESETS: dict[str, TokenizerConfig] = {
     "CV8x8x8-720p": TokenizerConfig(),
-    "CV8x8x8-tiny": TokenizerConfig(channels=32, num_res_blocks=1),
+    "CV8x8x8-tiny": TokenizerConfig(channels=64, channels_mult=(1, 2), num_res_blocks=1, patch_size=8),
 }
 """Known architectures by name: family, temporal and spatial compression, training resolution or size."""
 
