@@ -41,7 +41,7 @@ def diffusion_tiny_pretrain(
     return run.Partial(
         api.pretrain,
         model=model,
-        data=latent_data(latents, micro_batch_size=16, global_batch_size=16),
+        data=latent_data(latents, micro_batch_size=8, global_batch_size=8),
         trainer=run.Config(defaults.default_trainer, max_steps=max_steps, ema_power=EMA_POWER),
         log=run.Config(defaults.default_log, directory=directory, save_every=200),
         optim=adam(lr=1e-3, max_steps=max_steps, warmup=min(200, max_steps // 10), weight_decay=0.01),

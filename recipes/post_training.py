@@ -30,7 +30,7 @@ def diffusion_tiny_action_finetune(
     from nemo_cosmos.training import defaults
 
     recipe = _action_finetune(diffusion_tiny, latents, base)
-    recipe.data.micro_batch_size = recipe.data.global_batch_size = 16
+    recipe.data.micro_batch_size = recipe.data.global_batch_size = 8
     recipe.optim = adam(lr=1e-3, max_steps=max_steps, warmup=min(100, max_steps // 10), weight_decay=0.01)
     recipe.trainer = run.Config(defaults.default_trainer, max_steps=max_steps, ema_power=EMA_POWER)
     recipe.log = run.Config(defaults.default_log, directory=directory, save_every=200)

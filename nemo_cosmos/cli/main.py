@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -42,7 +41,6 @@ _FIDDLE_NOTE = "\n\nFiddle context:"
 
 def main() -> None:
     """Runs the command line; a `UserError` prints its message alone and exits with status 2."""
-    os.environ.setdefault("NEMO_LOG_LEVEL", "WARNING")
     try:
         app()
     except UserError as error:

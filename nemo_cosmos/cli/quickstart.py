@@ -27,9 +27,12 @@ def quickstart(
 ) -> None:
     """Real video to a generated, guarded, measured video, on this machine, in under 20 minutes."""
     from nemo_cosmos.quickstart.config import QuickstartConfig
-    from nemo_cosmos.quickstart.road import run_quickstart
+    from nemo_cosmos.quickstart.console import quiet_frameworks
 
     config = QuickstartConfig(output=output, videos=videos, from_scratch=from_scratch, seed=seed, workers=workers)
+    quiet_frameworks()
+    from nemo_cosmos.quickstart.road import run_quickstart
+
     report, summary = run_quickstart(config)
     if as_json:
         show({"report": str(report), **summary.to_dict()}, as_json=True)

@@ -55,6 +55,9 @@ class DiTConfig(TransformerConfig):
     """Frames whose actions one latent frame is given (the tokenizer's temporal compression)."""
     uncertainty_channels: int = 128
     """Fourier features of the head that predicts the log-variance of the loss."""
+    init_qk_norm: float = 1.0
+    """First weight of the norms of self-attention's queries and keys; above 1, attention starts less even, which narrow
+    heads take long to learn."""
     init_seed: int = 1234
     """Weights depend on this and on their name alone, never on the parallel layout."""
     backend: BackendName = "auto"
@@ -180,6 +183,7 @@ def diffusion_tiny(**overrides: Any) -> DiTConfig:  # noqa: ANN401 - any field
         "crossattn_emb_channels": 384,
         "concat_condition_mask": True,
         "extra_pos_embed": None,
+        "init_qk_norm": 2.0,
     }
     return DiTConfig(**{**sizes, **overrides})
 

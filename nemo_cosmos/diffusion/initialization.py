@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 
 _COLUMN_PARALLEL = ("linear_qkv.weight", "linear_q.weight", "linear_kv.weight", "linear_fc1.weight")
 _ROW_PARALLEL = ("linear_proj.weight", "linear_fc2.weight")
+_QK_NORMS = (".self_attention.q_layernorm.weight", ".self_attention.k_layernorm.weight")
 _ZERO = (
     ".adaln.linear_2.weight",
     ".adaln_self_attention.linear_2.weight",
@@ -38,7 +39,12 @@ def tensor_parallel_axis(name: str) -> int | None:
 
 
 def initialize_weights(
-    named: Iterable[tuple[str, torch.Tensor]], *, seed: int, groups: ProcessGroupCollection, draw: bool
+    named: Iterable[tuple[str, torch.Tensor]],
+    *,
+    seed: int,
+    qk_norm: float,
+    groups: ProcessGroupCollection,
+    draw: bool,
 ) -> None:
     """Draws parameters and fixed features in place and marks those that tensor-parallel ranks split.
 
@@ -48,6 +54,7 @@ def initialize_weights(
     Args:
         named: Global names (layers numbered over all pipeline stages) and tensors.
         seed: Of the model.
+        qk_norm: First weight of the norms of self-attention's queries and keys; all other norms start at 1.
         groups: Process groups; `tp` is used.
         draw: False only marks, for weights that will be loaded.
     """
@@ -56,7 +63,10 @@ def initialize_weights(
         if axis is not None and not hasattr(tensor, "partition_dim"):  # Megatron marks only what it initializes
             set_tensor_model_parallel_attributes(tensor, is_parallel=True, dim=axis, stride=1)
         if draw and not tensor.is_meta:
-            _draw(name, tensor, axis, seed, groups)
+            if name.endswith(_QK_NORMS):
+                tensor.data.fill_(qk_norm)
+            else:
+                _draw(name, tensor, axis, seed, groups)
 
 
 @torch.no_grad()

@@ -113,7 +113,11 @@ class CosmosDiT(MegatronModule):
             self.final_layer = FinalLayer(config)
             self.logvar_head = UncertaintyHead(config)
         initialize_weights(
-            self.global_tensors(), seed=config.init_seed, groups=groups, draw=config.perform_initialization
+            self.global_tensors(),
+            seed=config.init_seed,
+            qk_norm=config.init_qk_norm,
+            groups=groups,
+            draw=config.perform_initialization,
         )
         self._mark_replicated_parameters()
 

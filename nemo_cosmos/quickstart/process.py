@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.evaluation.resources import StepResources, measured
+from nemo_cosmos.quickstart.console import quiet_frameworks
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -55,6 +56,7 @@ def run_recipe(recipe: run.Partial) -> Finished:
 
 
 def _in_child(recipe: run.Partial, sender: Connection) -> None:
+    quiet_frameworks()
     import fiddle
 
     try:

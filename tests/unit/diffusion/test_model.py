@@ -94,6 +94,15 @@ def test_output_starts_at_zero(one_rank: torch.device) -> None:
     assert torch.equal(CosmosDiT(config_for())(**inputs()), torch.zeros(BATCH, 16, FRAMES, SIZE, SIZE))
 
 
+def test_norms_of_queries_and_keys_start_where_they_are_told(one_rank: torch.device) -> None:
+    model = CosmosDiT(config_for(init_qk_norm=2.0))
+    starts = {name: parameter.mean().item() for name, parameter in model.named_parameters() if "norm.weight" in name}
+    told = {name for name in starts if ".self_attention." in name}
+    assert len(told) == 4
+    assert {starts[name] for name in told} == {2.0}
+    assert {start for name, start in starts.items() if name not in told} == {1.0}
+
+
 def test_weights_depend_on_seed_and_name_alone(one_rank: torch.device) -> None:
     torch.manual_seed(5)
     first = CosmosDiT(config_for()).state_dict()

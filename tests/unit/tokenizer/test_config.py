@@ -7,7 +7,7 @@ from nemo_cosmos.tokenizer.decoder import up_axes
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 
-@pytest.mark.parametrize(("name", "num_parameters"), [("CV8x8x8-720p", 105_653_696), ("CV8x8x8-tiny", 5_102_208)])
+@pytest.mark.parametrize(("name", "num_parameters"), [("CV8x8x8-720p", 105_653_696), ("CV8x8x8-tiny", 12_251_904)])
 def test_parameter_counts(name: str, num_parameters: int) -> None:
     with torch.device("meta"):
         tokenizer = CausalVideoTokenizer(preset(name))
