@@ -26,12 +26,12 @@ class Budget:
 WARM = Budget(
     num_street=16,
     num_arm=14,
-    num_heldout=6,
+    num_heldout=8,
     num_multiview=1,
     tokenizer_steps=40,
     pretrain_steps=60,
     finetune_steps=60,
-    num_eval_clips=24,
+    num_eval_clips=32,
 )
 """Starts from the embedded weights; about five minutes on two cores of a recent CPU."""
 
