@@ -41,8 +41,8 @@ FROM_SCRATCH = Budget(
     num_heldout=16,
     num_multiview=2,
     tokenizer_steps=3000,
-    pretrain_steps=3000,
-    finetune_steps=9000,
+    pretrain_steps=2000,
+    finetune_steps=8000,
     num_eval_clips=32,
 )
 """Trains anew, as the embedded weights were made; about an hour and a half on two cores of a recent CPU."""
