@@ -9,8 +9,9 @@ import warnings
 def quiet_frameworks() -> None:
     """Keeps off the console what frameworks say, at every start of a process, of their optional parts and settings."""
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron|torch.distributed")
-    if logging.lastResort is not None:  # prints for all loggers that no one has set up
-        logging.lastResort.setLevel(logging.ERROR)
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:  # these print for all loggers that no one has set up
+        handler.setLevel(logging.ERROR)
     from nemo.utils import logging as nemo_logging
 
     nemo_logging.set_verbosity(nemo_logging.ERROR)
