@@ -102,7 +102,6 @@ def decode_stream(
     return _coded(tokenizer.decode, latent_chunks, tiling, cells, max_attended_frames)
 
 
-@torch.no_grad()
 def _coded(
     code: Callable[[Tensor, CausalCache], Tensor],
     chunks: Iterable[Tensor],
@@ -112,20 +111,26 @@ def _coded(
 ) -> Iterator[Tensor]:
     """Runs `code` over chunks, with one cache for each tile; `cells` are entries per latent pixel in and out."""
     caches: dict[Place, CausalCache] = defaultdict(lambda: CausalCache(max_attended_frames=max_attended_frames))
+
+    # On the chunk and not on the generator, whose wrapper would hold the last result while the next one is made.
+    @torch.no_grad()
+    def code_chunk(chunk: Tensor) -> Tensor:
+        if tiling is None:
+            return code(chunk, caches[0, 0])
+        cell_in, cell_out = cells
+        return code_tiles(
+            chunk,
+            lambda tile, place: code(tile, caches[place]),
+            tiling,
+            cell=max(cells),
+            cell_in=cell_in,
+            cell_out=cell_out,
+        )
+
     expected: tuple[int, ...] | None = None
     for chunk in chunks:
         expected = _check_continues(chunk, expected)
-        if tiling is None:
-            yield code(chunk, caches[0, 0])
-        else:
-            yield code_tiles(
-                chunk,
-                lambda tile, place: code(tile, caches[place]),
-                tiling,
-                cell=max(cells),
-                cell_in=cells[0],
-                cell_out=cells[1],
-            )
+        yield code_chunk(chunk)
 
 
 def _check_continues(chunk: Tensor, expected: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Watches every operation in its block; storages made before do not count, those dropped since the last still do."""
+    """Watches the operations in its block, and looks at what is alive after each; older storages do not count."""
 
     def __init__(self) -> None:
         super().__init__()
