@@ -301,7 +301,8 @@ def _video_size(video: np.ndarray | Tensor, channels: int) -> tuple[int, int, in
     if not fits or 0 in video.shape:
         expected = f"uint8 [T, H, W, {channels}] or float [B, {channels}, T, H, W], none empty"
         raise user_error("video", f"{video.dtype} {tuple(video.shape)}", expected, "Convert it, or reorder its axes.")
-    return size
+    num_frames, height, width = size
+    return num_frames, height, width
 
 
 def _check_chunk_frames(tokenizer: CausalVideoTokenizer, chunk_frames: int) -> None:

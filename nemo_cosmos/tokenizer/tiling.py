@@ -1,8 +1,8 @@
 """Coding large pictures tile by tile: memory follows the tile, at the price of exactness.
 
 The middle block attends over all pixels of a frame, and every convolution sees zeros beyond the picture's edge. A tile
-coded alone has other neighbours and another edge, so tiles never add up to what the whole picture gives; overlaps are
-blended linearly to hide the joints. `seam_figure` measures what is left of them.
+coded alone has other neighbours and another edge, so tiles never add up to what the whole picture gives, neither at
+the joints nor inside; overlaps are blended linearly to hide the joints. `seam_figure` measures what is left there.
 
 Spans count cells: one cell is one latent pixel, or `spatial_compression` pixels of the video along each axis.
 """
