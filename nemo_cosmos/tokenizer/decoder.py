@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemo_cosmos.tokenizer.causal_cache import CausalCache
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.layers import CausalNorm, HybridUpsample, MiddleBlock, ResnetBlock, factorised_conv
+from nemo_cosmos.tokenizer.layers import CausalNorm, FactorisedConv, HybridUpsample, MiddleBlock, ResnetBlock
 from nemo_cosmos.tokenizer.patching import Unpatcher
 
 
@@ -27,11 +28,11 @@ class UpLevel(nn.Module):
         self.block = nn.ModuleList(ResnetBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
         self.upsample = HybridUpsample(out_channels, space=space, time=time) if space or time else None
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T', H', W']."""
         for block in self.block:
-            x_BCTHW = block(x_BCTHW)
-        return x_BCTHW if self.upsample is None else self.upsample(x_BCTHW)
+            x_BCTHW = block(x_BCTHW, cache)
+        return x_BCTHW if self.upsample is None else self.upsample(x_BCTHW, cache)
 
 
 def up_axes(config: TokenizerConfig) -> list[tuple[bool, bool]]:
@@ -61,7 +62,7 @@ class Decoder(nn.Module):
         super().__init__()
         # Coarse to fine; the coarsest level starts from the encoder's last width.
         widths = [config.channels * factor for factor in (config.channels_mult[-1], *reversed(config.channels_mult))]
-        self.conv_in = factorised_conv(config.latent_channels, widths[0])
+        self.conv_in = FactorisedConv(config.latent_channels, widths[0])
         self.mid = MiddleBlock(widths[0])
         levels = [
             UpLevel(width_in, width_out, config.num_res_blocks + 1, space=space, time=time)
@@ -70,12 +71,15 @@ class Decoder(nn.Module):
         # Numbered from fine to coarse like the encoder's, and run from the last to the first.
         self.up = nn.ModuleList(reversed(levels))
         self.norm_out = CausalNorm(widths[-1])
-        self.conv_out = factorised_conv(widths[-1], config.patch_channels)
+        self.conv_out = FactorisedConv(widths[-1], config.patch_channels)
         self.unpatcher3d = Unpatcher(config.patch_size, config.patch_method)
 
-    def forward(self, latent_BCTHW: Tensor) -> Tensor:
-        """[B, latent_channels, T', H', W'] -> [B, 3, T, H, W]."""
-        h_BCTHW = self.mid(self.conv_in(latent_BCTHW))
+    def forward(self, latent_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """[B, latent_channels, T', H', W'] -> [B, 3, T, H, W]; with a cache the next chunk of its video."""
+        h_BCTHW = self.mid(self.conv_in(latent_BCTHW, cache), cache)
         for level in reversed(self.up):
-            h_BCTHW = level(h_BCTHW)
-        return self.unpatcher3d(self.conv_out(F.silu(self.norm_out(h_BCTHW))))
+            h_BCTHW = level(h_BCTHW, cache)
+        video_BCTHW = self.unpatcher3d(self.conv_out(F.silu(self.norm_out(h_BCTHW)), cache), cache)
+        if cache is not None:
+            cache.end_chunk()
+        return video_BCTHW

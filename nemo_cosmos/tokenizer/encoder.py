@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemo_cosmos.tokenizer.causal_cache import CausalCache
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.layers import CausalNorm, HybridDownsample, MiddleBlock, ResnetBlock, factorised_conv
+from nemo_cosmos.tokenizer.layers import CausalNorm, FactorisedConv, HybridDownsample, MiddleBlock, ResnetBlock
 from nemo_cosmos.tokenizer.patching import Patcher
 
 
@@ -27,11 +28,11 @@ class DownLevel(nn.Module):
         self.block = nn.ModuleList(ResnetBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
         self.downsample = HybridDownsample(out_channels, space=space, time=time) if space or time else None
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T', H', W']."""
         for block in self.block:
-            x_BCTHW = block(x_BCTHW)
-        return x_BCTHW if self.downsample is None else self.downsample(x_BCTHW)
+            x_BCTHW = block(x_BCTHW, cache)
+        return x_BCTHW if self.downsample is None else self.downsample(x_BCTHW, cache)
 
 
 class Encoder(nn.Module):
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.channels * factor for factor in (1, *config.channels_mult)]
         self.patcher3d = Patcher(config.patch_size, config.patch_method)
-        self.conv_in = factorised_conv(config.patch_channels, widths[0])
+        self.conv_in = FactorisedConv(config.patch_channels, widths[0])
         self.down = nn.ModuleList(
             DownLevel(
                 widths[level],
@@ -58,11 +59,14 @@ class Encoder(nn.Module):
         )
         self.mid = MiddleBlock(widths[-1])
         self.norm_out = CausalNorm(widths[-1])
-        self.conv_out = factorised_conv(widths[-1], config.latent_channels)
+        self.conv_out = FactorisedConv(widths[-1], config.latent_channels)
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """[B, 3, T, H, W] -> [B, latent_channels, T', H', W']."""
-        h_BCTHW = self.conv_in(self.patcher3d(video_BCTHW))
+    def forward(self, video_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """[B, 3, T, H, W] -> [B, latent_channels, T', H', W']; with a cache the next chunk of its video."""
+        h_BCTHW = self.conv_in(self.patcher3d(video_BCTHW, cache), cache)
         for level in self.down:
-            h_BCTHW = level(h_BCTHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h_BCTHW))))
+            h_BCTHW = level(h_BCTHW, cache)
+        h_BCTHW = self.conv_out(F.silu(self.norm_out(self.mid(h_BCTHW, cache))), cache)
+        if cache is not None:
+            cache.end_chunk()
+        return h_BCTHW

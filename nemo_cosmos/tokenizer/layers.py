@@ -4,6 +4,8 @@ Tensors between blocks are `B C T H W` in channels-last memory, so that merging 
 axis, or channels into a matrix product is a view and never a copy. Every convolution is factorised, hence runs as the
 two-dimensional or pointwise operation that it really is.
 
+Layers that look back in time take a `CausalCache`, by which a video may come in chunks; None is the whole video.
+
 Shape letters: B batch, C channels, T frames, H height, W width, S = H W pixels.
 """
 
@@ -14,13 +16,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from nemo_cosmos.tokenizer.causal_cache import CausalCache, starts_video
+
 _NORM_EPS = 1e-6
 
 
 class CausalConv3d(nn.Module):
     """Convolution over space or over time that never sees a later frame.
 
-    In time the first frame is repeated on the left, kernel - stride times; in space zeros surround the picture.
+    In time the video's first frame is repeated on the left, kernel - stride times; a later chunk has as many frames of
+    the chunk before there. In space zeros surround the picture.
 
     Args:
         in_channels: Channels in.
@@ -55,11 +60,11 @@ class CausalConv3d(nn.Module):
             stride=(time_stride, space_stride, space_stride),
         )
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T / time_stride, H', W']."""
         kernel_t, kernel_s, _ = self.conv3d.kernel_size
         if kernel_t > 1:
-            return self._over_time(x_BCTHW)
+            return self._over_time(self._with_past(x_BCTHW, cache))
         if kernel_s > 1:
             return self._over_space(x_BCTHW)
         return self._pointwise(x_BCTHW)
@@ -79,9 +84,17 @@ class CausalConv3d(nn.Module):
         )
         return batch_to_frames(y_NCHW, x_BCTHW.shape[0])
 
+    def _with_past(self, x_BCTHW: Tensor, cache: CausalCache | None) -> Tensor:
+        first_frames = [x_BCTHW[:, :, :1]] * self.time_pad
+        past = first_frames if cache is None or cache.at_start else cache.recall(self)
+        x_BCTHW = torch.cat([*past, x_BCTHW], dim=2)
+        if cache is not None:
+            # Copied, because a slice would keep the whole chunk in memory.
+            cache.remember(self, x_BCTHW[:, :, x_BCTHW.shape[2] - self.time_pad :].clone())
+        return x_BCTHW
+
     def _over_time(self, x_BCTHW: Tensor) -> Tensor:
         _, _, _, height, width = x_BCTHW.shape
-        x_BCTHW = torch.cat([x_BCTHW[:, :, :1]] * self.time_pad + [x_BCTHW], dim=2)
         x_BCTS = rearrange(x_BCTHW, "B C T H W -> B C T (H W)")
         y_BCTS = F.conv2d(x_BCTS, self.conv3d.weight.squeeze(4), self.conv3d.bias, stride=(self.conv3d.stride[0], 1))
         return rearrange(y_BCTS, "B C T (H W) -> B C T H W", H=height, W=width)
@@ -113,12 +126,24 @@ class CausalNorm(nn.Module):
         return batch_to_frames(self.norm(frames_to_batch(x_BCTHW)), x_BCTHW.shape[0])
 
 
-def factorised_conv(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Returns a 3x3 convolution over space followed by one of 3 frames over time."""
-    return nn.Sequential(
-        CausalConv3d(in_channels, out_channels, space_kernel=3),
-        CausalConv3d(out_channels, out_channels, time_kernel=3),
-    )
+class FactorisedConv(nn.Sequential):
+    """A 3x3 convolution over space followed by one of 3 frames over time.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            CausalConv3d(in_channels, out_channels, space_kernel=3),
+            CausalConv3d(out_channels, out_channels, time_kernel=3),
+        )
+
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """[B, C, T, H, W] -> [B, C', T, H, W]."""
+        space, time = self
+        return time(space(x_BCTHW), cache)
 
 
 class ResnetBlock(nn.Module):
@@ -132,15 +157,15 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = CausalNorm(in_channels)
-        self.conv1 = factorised_conv(in_channels, out_channels)
+        self.conv1 = FactorisedConv(in_channels, out_channels)
         self.norm2 = CausalNorm(out_channels)
-        self.conv2 = factorised_conv(out_channels, out_channels)
+        self.conv2 = FactorisedConv(out_channels, out_channels)
         self.nin_shortcut = CausalConv3d(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T, H, W]."""
-        h_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)))
-        h_BCTHW = self.conv2(F.silu(self.norm2(h_BCTHW)))
+        h_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)), cache)
+        h_BCTHW = self.conv2(F.silu(self.norm2(h_BCTHW)), cache)
         return self.nin_shortcut(x_BCTHW) + h_BCTHW
 
 
@@ -159,19 +184,19 @@ class CausalAttention(nn.Module):
         self.v = CausalConv3d(channels, channels)
         self.proj_out = CausalConv3d(channels, channels)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
         h_BCTHW = self.norm(x_BCTHW)
-        return x_BCTHW + self.proj_out(self._attend(self.q(h_BCTHW), self.k(h_BCTHW), self.v(h_BCTHW)))
+        return x_BCTHW + self.proj_out(self._attend(self.q(h_BCTHW), self.k(h_BCTHW), self.v(h_BCTHW), cache))
 
-    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor) -> Tensor:
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, cache: CausalCache | None) -> Tensor:
         raise NotImplementedError
 
 
 class SpatialAttention(CausalAttention):
     """All pixels of a frame see each other."""
 
-    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor) -> Tensor:
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, cache: CausalCache | None) -> Tensor:
         _, _, _, height, width = q_BCTHW.shape
         qkv = (rearrange(x, "B C T H W -> B T (H W) C") for x in (q_BCTHW, k_BCTHW, v_BCTHW))
         out_BTSC = F.scaled_dot_product_attention(*qkv)
@@ -181,11 +206,33 @@ class SpatialAttention(CausalAttention):
 class TemporalAttention(CausalAttention):
     """A pixel sees itself in this frame and all before."""
 
-    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor) -> Tensor:
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, cache: CausalCache | None) -> Tensor:
         _, _, _, height, width = q_BCTHW.shape
-        qkv = (rearrange(x, "B C T H W -> B (H W) T C") for x in (q_BCTHW, k_BCTHW, v_BCTHW))
-        out_BSTC = F.scaled_dot_product_attention(*qkv, is_causal=True)
+        q_BSTC, k_BSTC, v_BSTC = (rearrange(x, "B C T H W -> B (H W) T C") for x in (q_BCTHW, k_BCTHW, v_BCTHW))
+        if cache is None:
+            out_BSTC = F.scaled_dot_product_attention(q_BSTC, k_BSTC, v_BSTC, is_causal=True)
+        else:
+            k_BSTC, v_BSTC = self._with_past(k_BSTC, v_BSTC, cache)
+            mask = causal_mask(q_BSTC.shape[2], k_BSTC.shape[2], cache.max_attended_frames).to(q_BSTC.device)
+            out_BSTC = F.scaled_dot_product_attention(q_BSTC, k_BSTC, v_BSTC, attn_mask=mask)
         return rearrange(out_BSTC, "B (H W) T C -> B C T H W", H=height, W=width)
+
+    def _with_past(self, k_BSTC: Tensor, v_BSTC: Tensor, cache: CausalCache) -> tuple[Tensor, Tensor]:
+        if not cache.at_start:
+            k_BSTC, v_BSTC = (torch.cat(pair, dim=2) for pair in zip(cache.recall(self), (k_BSTC, v_BSTC), strict=True))
+        if cache.max_attended_frames is None:
+            cache.remember(self, k_BSTC, v_BSTC)
+        else:
+            oldest = max(0, k_BSTC.shape[2] - cache.max_attended_frames + 1)
+            cache.remember(self, k_BSTC[:, :, oldest:].clone(), v_BSTC[:, :, oldest:].clone())
+        return k_BSTC, v_BSTC
+
+
+def causal_mask(num_queries: int, num_keys: int, max_attended_frames: int | None) -> Tensor:
+    """Returns bool [num_queries, num_keys], True where a query sees a key; both end with the same frame."""
+    offset = num_keys - num_queries
+    mask = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(offset)
+    return mask if max_attended_frames is None else mask.triu(offset - max_attended_frames + 1)
 
 
 class HybridDownsample(nn.Module):
@@ -194,7 +241,7 @@ class HybridDownsample(nn.Module):
     Args:
         channels: Channels in and out.
         space: Whether height and width are halved.
-        time: Whether frames go from 1 + 2 k to 1 + k.
+        time: Whether frames go from 1 + 2 k to 1 + k; in a later chunk from 2 k to k.
     """
 
     def __init__(self, channels: int, *, space: bool, time: bool) -> None:
@@ -206,7 +253,7 @@ class HybridDownsample(nn.Module):
             self.conv2 = CausalConv3d(channels, channels, time_kernel=3, time_stride=2)
         self.conv3 = CausalConv3d(channels, channels)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + (T-1) / 2, H / 2, W / 2] where both are halved."""
         if self.space:
             batch_size = x_BCTHW.shape[0]
@@ -214,8 +261,9 @@ class HybridDownsample(nn.Module):
             pooled_BCTHW = batch_to_frames(F.avg_pool2d(frames_to_batch(x_BCTHW), 2), batch_size)
             x_BCTHW = self.conv1(padded_BCTHW) + pooled_BCTHW
         if self.time:
-            x_BCTHW = torch.cat([x_BCTHW[:, :, :1], x_BCTHW], dim=2)
-            x_BCTHW = self.conv2(x_BCTHW) + (x_BCTHW[:, :, 0::2] + x_BCTHW[:, :, 1::2]) * 0.5
+            if starts_video(cache):
+                x_BCTHW = torch.cat([x_BCTHW[:, :, :1], x_BCTHW], dim=2)
+            x_BCTHW = self.conv2(x_BCTHW, cache) + (x_BCTHW[:, :, 0::2] + x_BCTHW[:, :, 1::2]) * 0.5
         return self.conv3(x_BCTHW)
 
 
@@ -225,7 +273,7 @@ class HybridUpsample(nn.Module):
     Args:
         channels: Channels in and out.
         space: Whether height and width are doubled.
-        time: Whether frames go from 1 + k to 1 + 2 k.
+        time: Whether frames go from 1 + k to 1 + 2 k; in a later chunk from k to 2 k.
     """
 
     def __init__(self, channels: int, *, space: bool, time: bool) -> None:
@@ -237,12 +285,13 @@ class HybridUpsample(nn.Module):
             self.conv2 = CausalConv3d(channels, channels, space_kernel=3)
         self.conv3 = CausalConv3d(channels, channels)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + 2 (T-1), 2 H, 2 W] where both are doubled."""
         if self.time:
-            if x_BCTHW.shape[2] > 1:
-                x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)[:, :, 1:]
-            x_BCTHW = self.conv1(x_BCTHW) + x_BCTHW
+            num_single = 1 if starts_video(cache) else 0  # the video's first frame stays one frame
+            if x_BCTHW.shape[2] > num_single:
+                x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)[:, :, num_single:]
+            x_BCTHW = self.conv1(x_BCTHW, cache) + x_BCTHW
         if self.space:
             x_BCTHW = x_BCTHW.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
             x_BCTHW = self.conv2(x_BCTHW) + x_BCTHW
@@ -259,9 +308,12 @@ class MiddleBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = nn.Sequential(SpatialAttention(channels), TemporalAttention(channels))
+        self.attn_1 = nn.ModuleList([SpatialAttention(channels), TemporalAttention(channels)])
         self.block_2 = ResnetBlock(channels, channels)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
-        return self.block_2(self.attn_1(self.block_1(x_BCTHW)))
+        x_BCTHW = self.block_1(x_BCTHW, cache)
+        for attention in self.attn_1:
+            x_BCTHW = attention(x_BCTHW, cache)
+        return self.block_2(x_BCTHW, cache)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.tokenizer.causal_cache import CausalCache, starts_video
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.decoder import Decoder
 from nemo_cosmos.tokenizer.encoder import Encoder
@@ -38,11 +39,13 @@ class CausalVideoTokenizer(nn.Module):
         self.post_quant_conv = CausalConv3d(channels, channels)
         self.decoder = Decoder(tokenizer_config)
 
-    def encode(self, video_BCTHW: Tensor) -> Tensor:
+    def encode(self, video_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """Compresses a video.
 
         Args:
             video_BCTHW: Float [B, 3, 1 + k c_t, H, W] in [-1, 1]; H and W divisible by the spatial compression.
+            cache: For a video in chunks (`streaming.encode_stream`): the chunks before. All but the first chunk have
+                k c_t frames and give k latent frames.
 
         Returns:
             Latent [B, latent_channels, 1 + k, H / c_s, W / c_s], not normalised.
@@ -50,14 +53,15 @@ class CausalVideoTokenizer(nn.Module):
         Raises:
             UserError: The shape does not fit the compression.
         """
-        check_video_shape(self.tokenizer_config, tuple(video_BCTHW.shape))
-        return self.quant_conv(self.encoder(video_BCTHW))
+        check_video_shape(self.tokenizer_config, tuple(video_BCTHW.shape), continues=not starts_video(cache))
+        return self.quant_conv(self.encoder(video_BCTHW, cache))
 
-    def decode(self, latent_BCTHW: Tensor) -> Tensor:
+    def decode(self, latent_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """Rebuilds a video from its latent.
 
         Args:
             latent_BCTHW: Float [B, latent_channels, 1 + k, H / c_s, W / c_s] as `encode` gives it.
+            cache: For a latent in chunks (`streaming.decode_stream`): the chunks before.
 
         Returns:
             Float [B, 3, 1 + k c_t, H, W], about [-1, 1] but not clamped.
@@ -68,7 +72,7 @@ class CausalVideoTokenizer(nn.Module):
         shape, channels = tuple(latent_BCTHW.shape), self.tokenizer_config.latent_channels
         if len(shape) != 5 or shape[1] != channels:
             raise user_error("latent shape", shape, f"[B, {channels}, T, H, W]", "Give a latent of this tokenizer.")
-        return self.decoder(self.post_quant_conv(latent_BCTHW))
+        return self.decoder(self.post_quant_conv(latent_BCTHW), cache)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         """Encodes and decodes: [B, 3, T, H, W] -> [B, 3, T, H, W]."""
@@ -93,12 +97,13 @@ class CausalVideoTokenizer(nn.Module):
         return digest.hexdigest()
 
 
-def check_video_shape(config: TokenizerConfig, shape: tuple[int, ...]) -> None:
+def check_video_shape(config: TokenizerConfig, shape: tuple[int, ...], *, continues: bool = False) -> None:
     """Refuses a video that the compression does not divide.
 
     Args:
         config: The tokenizer's architecture.
         shape: The video's [B, C, T, H, W].
+        continues: Whether it is a chunk that continues a video.
 
     Raises:
         UserError: With the nearest sizes that would do.
@@ -107,8 +112,9 @@ def check_video_shape(config: TokenizerConfig, shape: tuple[int, ...]) -> None:
         raise user_error("video shape", shape, f"[B, {config.in_channels}, T, H, W]", "Bring the axes into this order.")
     _, _, num_frames, height, width = shape
     step = config.temporal_compression
-    if (num_frames - 1) % step or num_frames < 1:
-        _refuse("number of frames", num_frames, f"1 + a multiple of {step}", _around(num_frames, step, start=1))
+    rule, first = (f"a multiple of {step}", step) if continues else (f"1 + a multiple of {step}", 1)
+    if (num_frames - first) % step or num_frames < 1:
+        _refuse("number of frames", num_frames, rule, _around(num_frames, step, start=first))
     step = config.spatial_compression
     for name, value in (("height", height), ("width", width)):
         if value % step or value < 1:

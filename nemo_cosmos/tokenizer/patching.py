@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from nemo_cosmos.tokenizer.causal_cache import CausalCache, starts_video
 from nemo_cosmos.tokenizer.config import PatchMethod
 
 _HAAR_STEP = ((1.0, 1.0), (1.0, -1.0))
@@ -75,19 +76,21 @@ class Patcher(nn.Module):
         self.method = method
         self.register_buffer("matrix_KP", _patch_matrix(patch_size, method), persistent=False)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """Folds a video.
 
         Args:
-            x_BCTHW: [B, C, 1 + k p, H, W] with H and W divisible by p.
+            x_BCTHW: [B, C, 1 + k p, H, W] with H and W divisible by p; a later chunk has k p frames.
+            cache: Tells which chunk of the video it is; None for the whole.
 
         Returns:
-            [B, K C, 1 + k, H / p, W / p] in channels-last memory; `haar` has the bands slow and the colours fast,
-            `rearrange` the other way round.
+            [B, K C, 1 + k, H / p, W / p], of a later chunk k frames, in channels-last memory; `haar` has the bands
+            slow and the colours fast, `rearrange` the other way round.
         """
         p = self.patch_size
-        first = repeat(x_BCTHW[:, :, :1], "B C 1 H W -> B C p H W", p=p)
-        x_BCTHW = torch.cat([first, x_BCTHW[:, :, 1:]], dim=2)
+        if starts_video(cache):
+            first = repeat(x_BCTHW[:, :, :1], "B C 1 H W -> B C p H W", p=p)
+            x_BCTHW = torch.cat([first, x_BCTHW[:, :, 1:]], dim=2)
         pattern = "B C (T pt) (H ph) (W pw) -> B T H W C (pt ph pw)"
         x_BTHWCP = rearrange(x_BCTHW, pattern, pt=p, ph=p, pw=p)
         if self.method == "rearrange":
@@ -113,14 +116,15 @@ class Unpatcher(nn.Module):
             "matrix_PK", matrix_PK * patch_size**3 if method == "haar" else matrix_PK, persistent=False
         )
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
         """Unfolds coefficients.
 
         Args:
             x_BCTHW: [B, K C, 1 + k, H, W] as `Patcher` gives it.
+            cache: Tells which chunk of the video it is; None for the whole.
 
         Returns:
-            [B, C, 1 + k p, H p, W p].
+            [B, C, 1 + k p, H p, W p]; of a later chunk p frames for each.
         """
         p = self.patch_size
         if self.method == "rearrange":
@@ -129,4 +133,5 @@ class Unpatcher(nn.Module):
             x_BTHWCK = rearrange(x_BCTHW, "B (K C) T H W -> B T H W C K", K=p**3)
             x_BTHWCP = _mix(x_BTHWCK, self.matrix_PK)
         pattern = "B T H W C (pt ph pw) -> B C (T pt) (H ph) (W pw)"
-        return rearrange(x_BTHWCP, pattern, pt=p, ph=p, pw=p)[:, :, p - 1 :]
+        x_BCTHW = rearrange(x_BTHWCP, pattern, pt=p, ph=p, pw=p)
+        return x_BCTHW[:, :, p - 1 :] if starts_video(cache) else x_BCTHW
