@@ -39,7 +39,7 @@ class CuratedClips:
         views: tuple[str, ...] | None = None,
     ) -> None:
         self.root = Path(root)
-        paths = sorted(self.root.glob("resolution_*/**/*.tar"))
+        paths = sorted(self.root.glob("resolution_*/**/[!.]*.tar"))
         if not paths:
             raise UserError(
                 f"{self.root}: holds no curated shards. Run nemo-cosmos curate first, or give its output folder."

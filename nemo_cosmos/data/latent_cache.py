@@ -355,7 +355,7 @@ class LatentDataset(torch.utils.data.Dataset):
         self._with_actions = with_actions
         self.samples: list[LatentSample] = []
         self._places: list[tuple[TarShard, str]] = []
-        for path in sorted((Path(root) / split).glob("*.tar")):
+        for path in sorted((Path(root) / split).glob("[!.]*.tar")):
             shard = TarShard(path)
             for key in shard.keys:
                 sample = LatentSample.from_dict(json.loads(shard.read(f"{key}.json")))

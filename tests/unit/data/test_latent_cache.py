@@ -128,6 +128,20 @@ def test_an_interrupted_run_goes_on(curated, tmp_path):
     assert not list((tmp_path / "latents").rglob("*.part*"))
 
 
+def test_what_a_killed_writer_left_aside_is_not_read(curated, tmp_path):
+    _write(curated, tmp_path / "cache")
+    whole = len(LatentDataset(tmp_path / "cache", split="train"))
+    (tmp_path / "cache" / "train" / ".shard.0a1b2c3d.part.tar").write_bytes(b"half a sh")
+    shard = next(curated.glob("resolution_*/**/*.tar"))
+    left_aside = shard.with_name(".shard.0a1b2c3d.part.tar")
+    left_aside.write_bytes(b"half a sh")
+    try:
+        assert len(LatentDataset(tmp_path / "cache", split="train")) == whole
+        assert len(CuratedClips(curated)) > 0
+    finally:
+        left_aside.unlink()
+
+
 def test_another_tokenizer_is_refused(curated, tmp_path):
     _write(curated, tmp_path / "latents")
     with pytest.raises(UserError, match="another output folder"):
