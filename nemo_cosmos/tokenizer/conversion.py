@@ -14,7 +14,7 @@ from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.tokenizer import state_dict as names
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, Tokenizer
 
 DIFFUSERS_CLASS = "AutoencoderKLCosmos"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,7 +30,11 @@ def diffusers_config(config: TokenizerConfig, mean: Statistics = None, std: Stat
         config: The architecture.
         mean: The latents' mean per channel, where known.
         std: Their standard deviation.
+
+    Raises:
+        UserError: diffusers has no such architecture.
     """
+    names.check_in_diffusers(config)
     widths = [config.channels * factor for factor in config.channels_mult]
     return {
         "_class_name": DIFFUSERS_CLASS,
@@ -140,7 +144,7 @@ def from_diffusers(folder: str | Path, *, dtype: torch.dtype = torch.float32) ->
     return weights.build(config, names.from_diffusers_names(theirs, config), dtype=dtype)
 
 
-def save_reference(tokenizer: CausalVideoTokenizer, path: str | Path) -> Path:
+def save_reference(tokenizer: Tokenizer, path: str | Path) -> Path:
     """Writes the weights under the reference's names, with its constant buffers, as `.safetensors` or `.pt`.
 
     Raises:
@@ -157,9 +161,7 @@ def save_reference(tokenizer: CausalVideoTokenizer, path: str | Path) -> Path:
     return path
 
 
-def load_reference(
-    path: str | Path, config: TokenizerConfig, *, dtype: torch.dtype = torch.float32
-) -> CausalVideoTokenizer:
+def load_reference(path: str | Path, config: TokenizerConfig, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
     """Reads weights in the reference's names.
 
     Args:

@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         super().__init__()
         # Coarse to fine; the coarsest level starts from the encoder's last width.
         widths = [config.channels * factor for factor in (config.channels_mult[-1], *reversed(config.channels_mult))]
-        self.conv_in = FactorisedConv(config.latent_channels, widths[0])
+        self.conv_in = FactorisedConv(config.num_z_channels, widths[0])
         self.mid = MiddleBlock(widths[0])
         levels = [
             UpLevel(width_in, width_out, config.num_res_blocks + 1, space=space, time=time)
@@ -74,9 +74,9 @@ class Decoder(nn.Module):
         self.conv_out = FactorisedConv(widths[-1], config.patch_channels)
         self.unpatcher3d = Unpatcher(config.patch_size, config.patch_method)
 
-    def forward(self, latent_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
-        """[B, latent_channels, T', H', W'] -> [B, 3, T, H, W]; with a cache the next chunk of its video."""
-        h_BCTHW = self.mid(self.conv_in(latent_BCTHW, cache), cache)
+    def forward(self, z_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """[B, z_channels, T', H', W'] -> [B, 3, T, H, W]; with a cache the next chunk of its video."""
+        h_BCTHW = self.mid(self.conv_in(z_BCTHW, cache), cache)
         for level in reversed(self.up):
             h_BCTHW = level(h_BCTHW, cache)
         video_BCTHW = self.unpatcher3d(self.conv_out(F.silu(self.norm_out(h_BCTHW)), cache), cache)
