@@ -15,7 +15,7 @@ Modality = Literal["video", "image"]
 IMAGE_NORM_GROUPS = 32
 """Groups of the image networks' group norms."""
 
-_LATER_FIELDS = ("modality", "z_channels", "levels")
+_LATER_FIELDS = ("modality", "decoder_channels_mult", "z_channels", "levels")
 """Fields that `to_dict` leaves out at their defaults: fingerprints are taken over it, and older ones must hold."""
 
 
@@ -38,6 +38,8 @@ class TokenizerConfig:
     """Width after the first convolution."""
     channels_mult: tuple[int, ...] = (2, 4, 4)
     """Width of each level over `channels`, from fine to coarse; at least two levels."""
+    decoder_channels_mult: tuple[int, ...] | None = None
+    """As `channels_mult`, of a decoder with other levels; None for the same. Only the first CV4x8x8 has its own."""
     num_res_blocks: int = 2
     """Residual blocks per encoder level; decoder levels hold one more."""
     latent_channels: int = 16
@@ -68,10 +70,10 @@ class TokenizerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise user_error(name, value, "a positive integer", "Correct the tokenizer config.")
-        if len(self.channels_mult) < 2 or min(self.channels_mult) < 1:
-            raise user_error(
-                "channels_mult", self.channels_mult, "two or more positive factors", "Correct the tokenizer config."
-            )
+        for name in ("channels_mult", "decoder_channels_mult"):
+            value = getattr(self, name)
+            if value is not None and (len(value) < 2 or min(value) < 1):
+                raise user_error(name, value, "two or more positive factors", "Correct the tokenizer config.")
         if self.levels is not None and (len(self.levels) != self.latent_channels or min(self.levels) < 2):
             raise user_error(
                 "levels",
@@ -99,6 +101,27 @@ class TokenizerConfig:
                     f"between patch_size {self.patch_size} and {most} with {self.num_levels} levels",
                     "Change it, patch_size, or the number of levels in channels_mult.",
                 )
+        self._check_decoder()
+
+    def _check_decoder(self) -> None:
+        """Refuses what the decoder's rule (`decoder.up_axes`) would not bring back to full size."""
+        num_space, num_time = self.num_spatial_levels, self.num_temporal_levels
+        if num_time > num_space:
+            raise user_error(
+                "temporal_compression",
+                self.temporal_compression,
+                f"at most spatial_compression {self.spatial_compression}",
+                "The decoder doubles space wherever it doubles time.",
+            )
+        # Where time is compressed as much as space, a video's decoder begins one level late.
+        needed = num_space if self.modality == "image" else 1 + max(num_space, num_time + 1)
+        if self.num_decoder_levels < needed:
+            raise user_error(
+                "levels of the decoder",
+                self.num_decoder_levels,
+                f"at least {needed} for this compression",
+                "Add levels to channels_mult, or enlarge patch_size.",
+            )
 
     def _check_image(self) -> None:
         if self.temporal_compression != 1:
@@ -135,13 +158,25 @@ class TokenizerConfig:
         return len(self.channels_mult)
 
     @property
+    def decoder_factors(self) -> tuple[int, ...]:
+        """Width of each decoder level over `channels`, from fine to coarse."""
+        return self.channels_mult if self.decoder_channels_mult is None else self.decoder_channels_mult
+
+    @property
+    def num_decoder_levels(self) -> int:
+        """Number of resolution levels of the decoder."""
+        return len(self.decoder_factors)
+
+    @property
     def num_spatial_levels(self) -> int:
         """Levels that halve height and width, beyond what patching does."""
         return int(math.log2(self.spatial_compression // self.patch_size))
 
     @property
     def num_temporal_levels(self) -> int:
-        """Levels that halve time, beyond what patching does."""
+        """Levels that halve time, beyond what patching does; none for images."""
+        if self.modality == "image":
+            return 0
         return int(math.log2(self.temporal_compression // self.patch_size))
 
     @property
@@ -223,7 +258,7 @@ _FIRST: dict[str, TokenizerConfig] = {
     "CI16x16": _image(16, patch_size=4),
     "DI8x8": _image(8, patch_size=4, discrete=True),
     "DI16x16": _image(16, patch_size=4, discrete=True),
-    "CV4x8x8": _video(4, 8, patch_size=4),
+    "CV4x8x8": dataclasses.replace(_video(4, 8, patch_size=4), decoder_channels_mult=(2, 4)),
     "CV8x8x8": _video(8, 8, patch_size=4),
     "CV8x16x16": _video(8, 16, patch_size=4),
     "DV4x8x8": _video(4, 8, patch_size=4, discrete=True),

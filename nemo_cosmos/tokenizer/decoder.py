@@ -45,7 +45,7 @@ def up_axes(config: TokenizerConfig) -> list[tuple[bool, bool]]:
     """
     num_space, num_time = config.num_spatial_levels, config.num_temporal_levels
     axes = []
-    for step in range(config.num_levels - 1):
+    for step in range(config.num_decoder_levels - 1):
         time = 0 < step < num_time + 1
         axes.append((time or (step < num_space and num_space > num_time), time))
     return [*axes, (False, False)]
@@ -60,8 +60,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        # Coarse to fine; the coarsest level starts from the encoder's last width.
-        widths = [config.channels * factor for factor in (config.channels_mult[-1], *reversed(config.channels_mult))]
+        # Coarse to fine; the coarsest level keeps the width of the middle block.
+        factors = config.decoder_factors
+        widths = [config.channels * factor for factor in (factors[-1], *reversed(factors))]
         self.conv_in = FactorisedConv(config.num_z_channels, widths[0])
         self.mid = MiddleBlock(widths[0])
         levels = [

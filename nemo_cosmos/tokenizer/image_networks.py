@@ -108,13 +108,14 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        # Coarse to fine; the coarsest level starts from the encoder's last width.
-        widths = [config.channels * factor for factor in (config.channels_mult[-1], *reversed(config.channels_mult))]
+        # Coarse to fine; the coarsest level keeps the width of the middle block.
+        factors = config.decoder_factors
+        widths = [config.channels * factor for factor in (factors[-1], *reversed(factors))]
         self.conv_in = image_conv(config.num_z_channels, widths[0])
         self.mid = ImageMiddleBlock(widths[0])
         levels = [
             ImageUpLevel(widths[step], widths[step + 1], config.num_res_blocks + 1, up=step < config.num_spatial_levels)
-            for step in range(config.num_levels)
+            for step in range(config.num_decoder_levels)
         ]
         # Numbered from fine to coarse like the encoder's, and run from the last to the first.
         self.up = nn.ModuleList(reversed(levels))

@@ -60,9 +60,9 @@ def check_in_diffusers(config: TokenizerConfig) -> None:
         raise user_error("architecture", got, expected, "diffusers has no class for others; choose another format.")
 
 
-def diffusers_name(name: str, num_levels: int) -> str:
+def diffusers_name(name: str, num_decoder_levels: int) -> str:
     """Returns diffusers' name of our weight `name` (`AutoencoderKLCosmos`)."""
-    name = re.sub(r"\.up\.(\d+)\.", lambda match: f".up_blocks.{num_levels - 1 - int(match[1])}.", name)
+    name = re.sub(r"\.up\.(\d+)\.", lambda match: f".up_blocks.{num_decoder_levels - 1 - int(match[1])}.", name)
     for ours, theirs in DIFFUSERS_RULES:
         name = re.sub(ours, theirs, name)
     return name
@@ -77,7 +77,7 @@ def to_diffusers_names(weights: Mapping[str, Tensor], config: TokenizerConfig) -
     check_in_diffusers(config)
     names = our_names(config)
     check_names("tokenizer weights", weights, names)
-    return {diffusers_name(name, config.num_levels): weights[name] for name in names}
+    return {diffusers_name(name, config.num_decoder_levels): weights[name] for name in names}
 
 
 def from_diffusers_names(weights: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def from_diffusers_names(weights: Mapping[str, Tensor], config: TokenizerConfig)
         UserError: A weight is missing or unknown, the message names it; or diffusers has no such architecture.
     """
     check_in_diffusers(config)
-    theirs = {diffusers_name(name, config.num_levels): name for name in our_names(config)}
+    theirs = {diffusers_name(name, config.num_decoder_levels): name for name in our_names(config)}
     check_names("diffusers weights", weights, theirs)
     return {theirs[name]: weight for name, weight in weights.items()}
 
@@ -127,7 +127,7 @@ def names_never_run(config: TokenizerConfig) -> set[str]:
     if config.modality == "image":
         return set()
     down = [f"encoder.down.{level}.downsample" for level in range(config.num_levels - 1)]
-    up = [f"decoder.up.{level}.upsample" for level in range(1, config.num_levels)]
+    up = [f"decoder.up.{level}.upsample" for level in range(1, config.num_decoder_levels)]
     convs = [f"{resampler}.conv{number}.conv3d" for resampler in (*down, *up) for number in (1, 2, 3)]
     return {f"{conv}.{part}" for conv in convs for part in ("weight", "bias")} - set(our_names(config))
 

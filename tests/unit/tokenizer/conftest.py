@@ -18,6 +18,9 @@ ODD = TokenizerConfig(
 )
 """Widths that go up and down, two levels of space, one of time."""
 
+OTHER_DECODER = TokenizerConfig(channels=16, num_res_blocks=1, temporal_compression=4, decoder_channels_mult=(2, 4))
+"""As the first CV4x8x8: a level less in the decoder."""
+
 CODE = {"levels": (8, 8, 8, 5, 5, 5), "latent_channels": 6, "z_channels": 10}
 """A codebook of 64,000 and another width before it."""
 DISCRETE = TokenizerConfig(channels=16, num_res_blocks=1, **CODE, spatial_compression=16)

@@ -56,7 +56,7 @@ def test_the_first_bands_are_brightness_and_its_slopes() -> None:
 
 
 def test_more_signals_than_a_patch_holds_leave_the_rest_silent() -> None:
-    config = dataclasses.replace(TINY, patch_size=2)
+    config = dataclasses.replace(TINY, patch_size=2, spatial_compression=4, temporal_compression=4)
     analysis, synthesis = coarsest_bands(config, 30)
     assert analysis[24:].abs().max() == synthesis[:, 24:].abs().max() == 0
 

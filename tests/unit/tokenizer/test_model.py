@@ -9,7 +9,7 @@ from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.conversion import diffusers_config
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, check_video_shape
 from nemo_cosmos.tokenizer.state_dict import diffusers_name, to_diffusers_names
-from tests.unit.tokenizer.conftest import DISCRETE, ODD, TINY, random_tokenizer
+from tests.unit.tokenizer.conftest import DISCRETE, ODD, OTHER_DECODER, TINY, random_tokenizer
 
 CASES = [
     (TINY, (1, 3, 1, 32, 48)),
@@ -18,6 +18,7 @@ CASES = [
     (ODD, (1, 3, 1, 32, 48)),
     (ODD, (2, 3, 9, 16, 40)),
     (ODD, (1, 3, 17, 32, 32)),
+    (OTHER_DECODER, (2, 3, 9, 32, 48)),
 ]
 
 
@@ -62,7 +63,7 @@ def test_gradients_equal_diffusers_in_double_precision(config: TokenizerConfig) 
     assert (x.grad - x_other.grad).abs().max() <= 1e-10 * x_other.grad.abs().max()
     theirs = dict(other.named_parameters())
     for name, weight in tokenizer.named_parameters():
-        expected = theirs[diffusers_name(name, config.num_levels)].grad
+        expected = theirs[diffusers_name(name, config.num_decoder_levels)].grad
         assert (weight.grad - expected).abs().max() <= 1e-10 * max(1.0, expected.abs().max().item()), name
 
 

@@ -32,6 +32,11 @@ def test_released_configuration_of_diffusers_is_the_720p_preset() -> None:
     assert conversion.config_of_diffusers({"_class_name": "AutoencoderKLCosmos"}) == PRESETS["CV8x8x8-720p"]
 
 
+@pytest.mark.parametrize("config", [c for c in PRESETS.values() if c.family == "CV"])
+def test_config_of_diffusers_goes_there_and_back(config: TokenizerConfig) -> None:
+    assert conversion.config_of_diffusers(conversion.diffusers_config(config)) == config
+
+
 @pytest.mark.parametrize("config", [TINY, ODD])
 def test_names_of_diffusers_go_there_and_back(config: TokenizerConfig) -> None:
     ours = random_tokenizer(config).state_dict()
@@ -116,6 +121,11 @@ def test_what_older_code_never_runs_is_left_out() -> None:
         "decoder.up.2.upsample.conv1",  # level 2 doubles space, no time
     }
     assert_same(names.from_reference_names(ours | {name: torch.zeros(1) for name in dead}, config), ours)
+    # The first CV4x8x8 has a level less in its decoder, which doubles space and no time.
+    of_cv4 = names.names_never_run(PRESETS["CV4x8x8"])
+    assert {name for name in of_cv4 if "decoder" in name} == {
+        f"decoder.up.1.upsample.conv1.conv3d.{part}" for part in ("weight", "bias")
+    }
     with pytest.raises(UserError, match=r"unknown \['encoder.down.2.downsample.conv1.conv3d.weight'\]"):
         names.from_reference_names(ours | {"encoder.down.2.downsample.conv1.conv3d.weight": torch.zeros(1)}, config)
 
@@ -170,6 +180,7 @@ def test_foreign_diffusers_models_are_refused(tmp_path: Path) -> None:
     for change, message in (
         ({"_class_name": "AutoencoderKL"}, "_class_name"),
         ({"decode_block_out_channels": [8, 8, 8, 8]}, "decode_block_out_channels"),
+        ({"decode_block_out_channels": [32, 64, 64, 32]}, "decode_block_out_channels"),
         ({"attention_resolutions": [64]}, "attention_resolutions"),
     ):
         write_json(folder / "config.json", good | change)
