@@ -9,6 +9,7 @@ from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.data.latent_cache import LatentCacheConfig, write_latent_cache
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.text import load_text_encoder
+from nemo_cosmos.tokenizer.streaming import StreamingEncoder
 
 
 def tokenize(
@@ -42,7 +43,7 @@ def tokenize(
     return write_latent_cache(
         curated,
         output,
-        tokenizer=loaded.model.to(device),
+        tokenizer=StreamingEncoder(loaded.model.to(device)),
         tokenizer_name=loaded.name,
         text_encoder=load_text_encoder(text_encoder).to(device),
         config=config or LatentCacheConfig(),
