@@ -21,7 +21,8 @@ class SeamMeasures(Record):
     """Quality where windows meet, and elsewhere. A joint lies between a window's last frame and the next one's first.
 
     `change` compares how the picture changes from one frame to the next, as the PSNR of that change: a jump that the
-    original does not have shows there, even where both frames are good.
+    original does not have shows there, even where both frames are good. `step` is how much the quality itself changes:
+    the mean absolute difference of the PSNR of neighbouring frames, so a picture that pulses shows there.
     """
 
     window_frames: int
@@ -31,6 +32,8 @@ class SeamMeasures(Record):
     psnr_elsewhere_db: float
     change_at_joints_db: float
     change_elsewhere_db: float
+    step_at_joints_db: float
+    step_elsewhere_db: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,7 @@ class VideoMeter:
         beside = np.zeros(len(self._psnr), bool)
         beside[changes[crosses]] = beside[changes[crosses] - 1] = True
         quality, change = np.array(self._psnr), np.array(self._change)
+        step = np.abs(np.diff(quality))
         return SeamMeasures(
             window_frames=self._window,
             num_joints=int(crosses.sum()),
@@ -154,6 +158,8 @@ class VideoMeter:
             psnr_elsewhere_db=float(quality[~beside].mean()),
             change_at_joints_db=float(change[crosses].mean()),
             change_elsewhere_db=float(change[~crosses].mean()),
+            step_at_joints_db=float(step[crosses].mean()),
+            step_elsewhere_db=float(step[~crosses].mean()),
         )
 
 
@@ -164,17 +170,9 @@ def mean_seams(videos: Iterable[VideoMeasures]) -> SeamMeasures | None:
         return None
     weights = [seams.num_joints for seams in found]
 
-    def mean(name: str) -> float:
-        return float(np.average([getattr(seams, name) for seams in found], weights=weights))
-
-    return SeamMeasures(
-        window_frames=found[0].window_frames,
-        num_joints=sum(weights),
-        psnr_at_joints_db=mean("psnr_at_joints_db"),
-        psnr_elsewhere_db=mean("psnr_elsewhere_db"),
-        change_at_joints_db=mean("change_at_joints_db"),
-        change_elsewhere_db=mean("change_elsewhere_db"),
-    )
+    figures = (f"{what}_{where}_db" for what in ("psnr", "change", "step") for where in ("at_joints", "elsewhere"))
+    means = {name: float(np.average([getattr(seams, name) for seams in found], weights=weights)) for name in figures}
+    return SeamMeasures(window_frames=found[0].window_frames, num_joints=sum(weights), **means)
 
 
 def _centre(frame: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from nemo_cosmos.contracts import Record
 from nemo_cosmos.evaluation.codebook import CodebookUse
 from nemo_cosmos.evaluation.plots import rate_distortion_chart
-from nemo_cosmos.evaluation.rate_distortion import CRFS, RatePoint, psnr_at
+from nemo_cosmos.evaluation.rate_distortion import RatePoint, psnr_at
 from nemo_cosmos.evaluation.reconstruction import PERCEPTUAL_CROP, SeamMeasures, VideoMeasures
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.html_page import Cell, Page
@@ -64,7 +64,7 @@ class TokenizerEvaluation(Record):
     frechet: FrechetResult | None
     codecs: dict[str, tuple[RatePoint, ...]]
     """By codec, a point for each of `crfs`."""
-    crfs: tuple[int, ...] = CRFS
+    crfs: tuple[int, ...]
     missing_codecs: dict[str, str] = field(default_factory=dict)
     """Codecs that were not measured, and why."""
     seams: SeamMeasures | None
@@ -264,14 +264,15 @@ def _add_frechet(page: Page, frechet: FrechetResult) -> None:
 def _add_seams(page: Page, seams: SeamMeasures) -> None:
     page.section("Seams")
     page.text(
-        f"PSNR of the frames on either side of {seams.num_joints} places where windows of {seams.window_frames} frames "
-        "meet or would meet, and of all others; and the same of the change from one frame to the next."
+        f"At {seams.num_joints} places where windows of {seams.window_frames} frames meet, or would meet, and "
+        "elsewhere. A step in quality that is larger at joints than elsewhere is seen as a pulse."
     )
     page.table(
-        ["PSNR dB", "at joints", "elsewhere"],
+        ["measure", "at joints", "elsewhere"],
         [
-            ["of frames", seams.psnr_at_joints_db, seams.psnr_elsewhere_db],
-            ["of changes", seams.change_at_joints_db, seams.change_elsewhere_db],
+            ["PSNR of frames, dB", seams.psnr_at_joints_db, seams.psnr_elsewhere_db],
+            ["PSNR of the change from frame to frame, dB", seams.change_at_joints_db, seams.change_elsewhere_db],
+            ["step of the PSNR from frame to frame, dB", seams.step_at_joints_db, seams.step_elsewhere_db],
         ],
     )
 

@@ -103,6 +103,7 @@ def evaluate_tokenizer(
         codebook=None if measurer.counts is None else codebook_use(measurer.counts),
         frechet=_frechet([pair for m in measured for pair in m.features]),
         codecs={codec.name: mean_curve(m.curves[codec.name] for m in measured) for codec in measurer.codecs},
+        crfs=CRFS,
         missing_codecs=measurer.missing_codecs,
         seams=mean_seams(videos),
         videos=tuple(videos),
