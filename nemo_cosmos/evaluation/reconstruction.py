@@ -72,11 +72,11 @@ class VideoMeter:
         self.features: list[tuple[np.ndarray, np.ndarray]] = []
         """Features of each whole clip of 16 frames, original and rebuilt; of a shorter video, of all its frames."""
         self._middle = num_frames // 2
-        self._looked_at = {0, self._middle, num_frames - 1}
+        self._sparse = {0, self._middle, num_frames - 1}
         self._perceptual, self._describe, self._window = perceptual, features, window_frames
         self._psnr: list[float] = []
         self._ssim: list[float] = []
-        self._lpips: list[float] = []
+        self._looked_at: list[tuple[np.ndarray, np.ndarray]] = []
         self._change: list[float] = []
         self._size = (0, 0)
         self._last_error: np.ndarray | None = None
@@ -86,7 +86,7 @@ class VideoMeter:
         """Measures the next frames, uint8 [T, H, W, 3] both.
 
         Raises:
-            UserError: Their shapes differ, or they are smaller than SSIM's window or LPIPS-like's 16 pixels.
+            UserError: Their shapes differ, or they are smaller than SSIM's window.
         """
         start = len(self._psnr)
         self._psnr += psnr(truth, rebuilt).tolist()
@@ -94,8 +94,8 @@ class VideoMeter:
         self._size = truth.shape[1:3]
         for number, (a, b) in enumerate(zip(truth, rebuilt, strict=True), start=start):
             self._add_change(a, b)
-            if number in self._looked_at:
-                self._lpips.append(float(self._perceptual.frames(_centre(a)[None], [_centre(b)[None]])[0, 0]))
+            if number in self._sparse:
+                self._looked_at.append((_centre(a), _centre(b)))
             if number == self._middle:
                 self.middle = (a, b)
             if self._describe is not None:
@@ -110,11 +110,15 @@ class VideoMeter:
             name: The video's.
             source: Its domain.
             bits: Of its code.
+
+        Raises:
+            UserError: The frames are smaller than LPIPS-like's 16 pixels.
         """
         if self._clip and not self.features:
             self._end_clip()
         height, width = self._size
         num_frames = len(self._psnr)
+        truth, rebuilt = (np.stack(frames) for frames in zip(*self._looked_at, strict=True))
         return VideoMeasures(
             name=name,
             source=source,
@@ -123,7 +127,7 @@ class VideoMeter:
             width=width,
             psnr_db=float(np.mean(self._psnr)),
             ssim=float(np.mean(self._ssim)),
-            lpips_like=float(np.mean(self._lpips)),
+            lpips_like=float(self._perceptual.frames(truth, [rebuilt]).mean()),
             bits_per_pixel=None if bits is None else bits / (num_frames * height * width),
             seams=self._seams(),
         )
