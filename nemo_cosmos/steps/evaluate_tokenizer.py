@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,9 +216,9 @@ class _Measurer:
 
 
 def _codebook_size(model: CausalVideoTokenizer) -> int | None:
-    """Number of codes of a discrete tokenizer; None for a continuous one."""
+    """Number of codes of a discrete tokenizer, the product of its quantizer's levels; None for a continuous one."""
     quantizer = getattr(model, "quantizer", None)
-    return None if quantizer is None else int(quantizer.codebook_size)
+    return None if quantizer is None else math.prod(torch.as_tensor(quantizer.levels).tolist())
 
 
 def _rate_of(model: CausalVideoTokenizer) -> LatentRate:

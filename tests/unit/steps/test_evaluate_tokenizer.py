@@ -33,7 +33,7 @@ class Brightness(torch.nn.Module):
     """A discrete tokenizer of 8 codes: the mean brightness of 8x8 pixels, in every eighth frame."""
 
     tokenizer_config = CONFIG
-    quantizer = SimpleNamespace(codebook_size=8)
+    quantizer = SimpleNamespace(levels=(4, 2))
 
     def __init__(self):
         super().__init__()
