@@ -173,8 +173,7 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
     def card_fields(self) -> dict[str, Any]:
         """What a checkpoint's card says of the model."""
         config = self.config.architecture
-        compression = f"CV{config.temporal_compression}x{config.spatial_compression}x{config.spatial_compression}"
-        return {"model": f"{compression}_{config.channels}", "config": config.to_dict()}
+        return {"model": f"{config.compression_name}_{config.channels}", "config": config.to_dict()}
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds `self.module`, once. `vp_stage` is Megatron's; the tokenizer is never split."""

@@ -7,7 +7,7 @@ from nemo_cosmos.tokenizer.initialization import coarsest_bands, initialize
 from nemo_cosmos.tokenizer.layers import ResnetBlock
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 from nemo_cosmos.tokenizer.patching import Unpatcher
-from tests.unit.tokenizer.conftest import TINY
+from tests.unit.tokenizer.conftest import DISCRETE, TINY
 
 
 def fresh() -> CausalVideoTokenizer:
@@ -56,7 +56,7 @@ def test_the_first_bands_are_brightness_and_its_slopes() -> None:
 
 
 def test_more_signals_than_a_patch_holds_leave_the_rest_silent() -> None:
-    config = dataclasses.replace(TINY, patch_size=2)
+    config = dataclasses.replace(TINY, patch_size=2, spatial_compression=4, temporal_compression=4)
     analysis, synthesis = coarsest_bands(config, 30)
     assert analysis[24:].abs().max() == synthesis[:, 24:].abs().max() == 0
 
@@ -77,3 +77,12 @@ def test_every_weight_but_those_behind_a_silent_end_gets_a_gradient() -> None:
 
 def test_the_start_follows_the_seed() -> None:
     assert fresh().fingerprint() == fresh().fingerprint()
+
+
+def test_a_discrete_tokenizer_starts_with_several_codes() -> None:
+    torch.manual_seed(0)
+    tokenizer = CausalVideoTokenizer(DISCRETE)
+    initialize(tokenizer)
+    assert len(tokenizer.encode(video()).unique()) > 4
+    (tokenizer(video()) - video()).abs().mean().backward()
+    assert tokenizer.encoder.conv_in[0].conv3d.weight.grad.abs().max() > 0
