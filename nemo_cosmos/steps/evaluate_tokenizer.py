@@ -30,7 +30,7 @@ from nemo_cosmos.evaluation.tokenizer_report import (
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.steps.heldout import HeldOutWindow, held_out_windows
 from nemo_cosmos.steps.video_source import VideoSource, files_of, is_curated, windows_as_sources
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, Tokenizer
 from nemo_cosmos.tokenizer.reconstruction import STORED_DTYPE, CodingConfig, rebuild_stream
 from nemo_cosmos.video_io import to_model, to_pixels
 
@@ -215,13 +215,13 @@ class _Measurer:
         return _Measured(video=video, features=meter.features, curves=curves, row=row)
 
 
-def _codebook_size(model: CausalVideoTokenizer) -> int | None:
-    """Number of codes of a discrete tokenizer, the product of its quantizer's levels; None for a continuous one."""
-    quantizer = getattr(model, "quantizer", None)
-    return None if quantizer is None else math.prod(torch.as_tensor(quantizer.levels).tolist())
+def _codebook_size(model: Tokenizer) -> int | None:
+    """Number of codes of a discrete tokenizer, the product of its levels; None for a continuous one."""
+    levels = model.tokenizer_config.levels
+    return None if levels is None else math.prod(levels)
 
 
-def _rate_of(model: CausalVideoTokenizer) -> LatentRate:
+def _rate_of(model: Tokenizer) -> LatentRate:
     config = model.tokenizer_config
     return LatentRate(
         temporal=config.temporal_compression, spatial=config.spatial_compression, channels=config.latent_channels

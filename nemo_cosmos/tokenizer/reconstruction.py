@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nemo_cosmos.errors import user_error
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, ImageTokenizer
 from nemo_cosmos.tokenizer.streaming import decode_stream, encode_stream, pad_chunk
-from nemo_cosmos.tokenizer.tiling import Tiling
+from nemo_cosmos.tokenizer.tiling import Tiling, code_tiles
 from nemo_cosmos.video_io import to_model, to_pixels
 
 STORED_DTYPE = torch.bfloat16
@@ -56,12 +56,12 @@ class RebuiltChunk:
 
 
 def rebuild_stream(
-    tokenizer: CausalVideoTokenizer, frames: Iterable[np.ndarray], coding: CodingConfig | None = None
+    tokenizer: CausalVideoTokenizer | ImageTokenizer, frames: Iterable[np.ndarray], coding: CodingConfig | None = None
 ) -> Iterator[RebuiltChunk]:
     """Encodes and decodes a video that comes frame by frame; holds two chunks of it at most.
 
     Args:
-        tokenizer: The tokenizer; no gradient is kept.
+        tokenizer: The tokenizer; no gradient is kept. One of images codes every frame alone.
         frames: uint8 [H, W, 3] each, at least one; a picture is a video of one frame.
         coding: How to cut.
 
@@ -74,7 +74,9 @@ def rebuild_stream(
     coding = coding or CodingConfig()
     _check(tokenizer, coding)
     frames = iter(frames)
-    if coding.temporal_window is None:
+    if isinstance(tokenizer, ImageTokenizer):
+        yield from (_rebuild_image(tokenizer, frame, coding) for frame in frames)
+    elif coding.temporal_window is None:
         yield from _rebuild(tokenizer, _chunks(frames, first=1 + _CHUNK_FRAMES, then=_CHUNK_FRAMES), coding)
     else:
         for window in _chunks(frames, first=coding.temporal_window, then=coding.temporal_window):
@@ -85,24 +87,44 @@ def _rebuild(
     tokenizer: CausalVideoTokenizer, chunks: Iterator[np.ndarray], coding: CodingConfig
 ) -> Iterator[RebuiltChunk]:
     """Codes one causal stream; the pairs of iterators run in step, so each holds no more than the chunk at work."""
-    options = {
-        "tiling": None if coding.tile is None else Tiling(tile=coding.tile),
-        "max_attended_frames": coding.max_attended_frames,
-    }
+    options = {"tiling": _tiling(coding), "max_attended_frames": coding.max_attended_frames}
     truth, originals = itertools.tee(chunks)
     padded = (pad_chunk(tokenizer, to_model(o)[None], starts=i == 0) for i, o in enumerate(originals))
     stored, codes = itertools.tee(_stored(latent) for latent in encode_stream(tokenizer, padded, **options))
-    dtype = next(tokenizer.parameters()).dtype
-    latents = (code.to(dtype) if code.is_floating_point() else code for code in codes)
-    decoded = decode_stream(tokenizer, latents, **options)
+    decoded = decode_stream(tokenizer, (_unstored(tokenizer, code) for code in codes), **options)
     for original, code, video in zip(truth, stored, decoded, strict=True):
         num_frames, height, width, _ = original.shape
         rebuilt = to_pixels(video[0, :, :num_frames, :height, :width])
         yield RebuiltChunk(truth=original, rebuilt=rebuilt, code=code)
 
 
+@torch.no_grad()
+def _rebuild_image(tokenizer: ImageTokenizer, frame: np.ndarray, coding: CodingConfig) -> RebuiltChunk:
+    """Codes one frame."""
+    height, width = frame.shape[:2]
+    image = pad_chunk(tokenizer, to_model(frame[None])[None], starts=True)[:, :, 0]
+    tiling, cell = _tiling(coding), tokenizer.tokenizer_config.spatial_compression
+    if tiling is None:
+        code = _stored(tokenizer.encode(image))
+        rebuilt = tokenizer.decode(_unstored(tokenizer, code))
+    else:
+        tiled = code_tiles(image, lambda x, _: tokenizer.encode(x), tiling, cell=cell, cell_in=cell, cell_out=1)
+        code = _stored(tiled)
+        latent = _unstored(tokenizer, code)
+        rebuilt = code_tiles(latent, lambda x, _: tokenizer.decode(x), tiling, cell=cell, cell_in=1, cell_out=cell)
+    return RebuiltChunk(truth=frame[None], rebuilt=to_pixels(rebuilt[0, :, None, :height, :width]), code=code)
+
+
+def _tiling(coding: CodingConfig) -> Tiling | None:
+    return None if coding.tile is None else Tiling(tile=coding.tile)
+
+
 def _stored(code: Tensor) -> Tensor:
     return code.to(STORED_DTYPE) if code.is_floating_point() else code
+
+
+def _unstored(tokenizer: CausalVideoTokenizer | ImageTokenizer, code: Tensor) -> Tensor:
+    return code.to(next(tokenizer.parameters()).dtype) if code.is_floating_point() else code
 
 
 def _chunks(frames: Iterator[np.ndarray], *, first: int, then: int) -> Iterator[np.ndarray]:
@@ -113,8 +135,10 @@ def _chunks(frames: Iterator[np.ndarray], *, first: int, then: int) -> Iterator[
         size = then
 
 
-def _check(tokenizer: CausalVideoTokenizer, coding: CodingConfig) -> None:
+def _check(tokenizer: CausalVideoTokenizer | ImageTokenizer, coding: CodingConfig) -> None:
     step, window = tokenizer.tokenizer_config.temporal_compression, coding.temporal_window
+    if isinstance(tokenizer, ImageTokenizer) and window is not None:
+        raise user_error("temporal_window", window, "None for an image tokenizer", "It codes every frame alone.")
     if window is not None and (window <= step or (window - 1) % step):
         expected = f"1 + a multiple of {step}, more than 1"
         raise user_error("temporal_window", window, expected, "The published code takes 17.")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.tokenizer.causal_cache import CausalCache
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, check_video_shape
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, Tokenizer, check_video_shape
 from nemo_cosmos.tokenizer.tiling import Place, Tiling, code_tiles
 from nemo_cosmos.video_io import to_model, to_pixels
 
@@ -152,10 +152,12 @@ class StreamingEncoder:
         chunk_frames: Frames coded at a time, a multiple of c_t; the first chunk has one more.
 
     Raises:
-        UserError: `chunk_frames` is no multiple of c_t.
+        UserError: It is a tokenizer of images, or `chunk_frames` is no multiple of c_t.
     """
 
-    def __init__(self, tokenizer: CausalVideoTokenizer, *, chunk_frames: int = 16) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, chunk_frames: int = 16) -> None:
+        if not isinstance(tokenizer, CausalVideoTokenizer):
+            raise user_error("tokenizer", type(tokenizer).__name__, "a video tokenizer", "Give a CV or DV one.")
         _check_chunk_frames(tokenizer, chunk_frames)
         self._tokenizer, self._chunk_frames = tokenizer, chunk_frames
 
@@ -305,7 +307,7 @@ def _cut(video: np.ndarray | Tensor, span: slice) -> Tensor:
     return to_model(video[span])[None] if isinstance(video, np.ndarray) else video[:, :, span]
 
 
-def pad_chunk(tokenizer: CausalVideoTokenizer, chunk_BCTHW: Tensor, *, starts: bool) -> Tensor:
+def pad_chunk(tokenizer: Tokenizer, chunk_BCTHW: Tensor, *, starts: bool) -> Tensor:
     """Brings a chunk to the tokenizer and pads it, by its last frame, row and column, to what the compression divides.
 
     Args:
@@ -324,7 +326,7 @@ def pad_chunk(tokenizer: CausalVideoTokenizer, chunk_BCTHW: Tensor, *, starts: b
     return F.pad(chunk_BCTHW, (0, missing_w, 0, missing_h, 0, missing_t), mode="replicate")
 
 
-def _placed(tokenizer: CausalVideoTokenizer, x: Tensor) -> Tensor:
+def _placed(tokenizer: Tokenizer, x: Tensor) -> Tensor:
     """Brings a tensor to the tokenizer's device and, where it holds real numbers, its dtype."""
     weight = next(tokenizer.parameters())
     return x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from nemo_cosmos.evaluation import rate_distortion
 from nemo_cosmos.files import read_json
 from nemo_cosmos.steps import evaluate_tokenizer as step
 from nemo_cosmos.steps.video_source import files_of
-from nemo_cosmos.tokenizer.causal_cache import starts_video
 from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import build_tokenizer
 from nemo_cosmos.tokenizer.reconstruction import CodingConfig
 from nemo_cosmos.video_io import write_video
 
@@ -27,31 +26,6 @@ class MeanDifference(torch.nn.Module):
 
     def frames(self, truth, predictions):
         return np.stack([np.abs(truth.astype(float) - p).mean(axis=(1, 2, 3)) / 255 for p in predictions])
-
-
-class Brightness(torch.nn.Module):
-    """A discrete tokenizer of 8 codes: the mean brightness of 8x8 pixels, in every eighth frame."""
-
-    tokenizer_config = CONFIG
-    quantizer = SimpleNamespace(levels=(4, 2))
-
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones(()))
-
-    def encode(self, video, cache):
-        cache.end_chunk()
-        blocks = torch.nn.functional.avg_pool3d(video.mean(1, keepdim=True), (1, 8, 8))[:, 0, ::8]
-        return ((blocks + 1) / 2 * 8).int().clamp(0, 7)
-
-    def decode(self, indices, cache):
-        num_frames = 8 * indices.shape[1] - 7 * starts_video(cache)
-        cache.end_chunk()
-        pixels = ((indices + 0.5) / 8 * 2 - 1).repeat_interleave(8, dim=1)[:, -num_frames:]
-        return pixels.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)[:, None].expand(-1, 3, -1, -1, -1)
-
-    def fingerprint(self):
-        return "of a test"
 
 
 @pytest.fixture(autouse=True)
@@ -117,17 +91,32 @@ def test_windows_have_seams_that_one_stream_has_not(folder, tmp_path):
     assert cut["seams"]["change_at_joints_db"] < cut["seams"]["change_elsewhere_db"]
 
 
-def test_codebook_use_of_a_discrete_tokenizer(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "load_tokenizer", lambda _: LoadedTokenizer(model=Brightness(), name="brightness"))
+@pytest.mark.parametrize("modality", ["video", "image"])
+def test_codebook_use_and_bits_of_a_discrete_tokenizer(folder, tmp_path, monkeypatch, modality):
+    temporal_compression = {"video": 8, "image": 1}[modality]
+    config = TokenizerConfig(
+        modality=modality,
+        channels=32,
+        channels_mult=(1, 2),
+        num_res_blocks=1,
+        latent_channels=2,
+        z_channels=4,
+        levels=(8, 5),
+        patch_size=8,
+        temporal_compression=temporal_compression,
+    )
+    torch.manual_seed(0)
+    model = build_tokenizer(config).eval()
+    monkeypatch.setattr(step, "load_tokenizer", lambda _: LoadedTokenizer(model=model, name="discrete"))
     summary = step.evaluate_tokenizer(folder / "drives", tmp_path / "out", fast=True)
-    # 4 + 3 latent frames of 6 x 8 tokens.
-    use = summary["codebook"]
-    assert (use["codebook_size"], use["num_tokens"]) == (8, 7 * 48)
-    assert 2 / 8 <= use["share_used"] <= 1
-    assert 2 < use["perplexity"] <= 8 * use["share_used"]
-    expected = np.mean([4 * 48 * math.log2(8) / (20 * 48 * 64), 3 * 48 * 3 / (17 * 48 * 64)])
+    # Videos of 20 and 17 frames: 4 + 3 latent frames, or all frames alone, of 6 x 8 tokens.
+    use, frames = summary["codebook"], {"video": (4, 3), "image": (20, 17)}[modality]
+    assert (use["codebook_size"], use["num_tokens"]) == (40, sum(frames) * 48)
+    assert 1 / 40 <= use["share_used"] <= 1
+    assert 1 <= use["perplexity"] <= 40 * use["share_used"] + 1e-9
+    expected = np.mean([n * 48 * math.log2(40) / (t * 48 * 64) for n, t in zip(frames, (20, 17), strict=True)])
     assert summary["bits_per_pixel"] == pytest.approx(expected)
-    assert summary["stored_as"] == "log2(8) for each token"
+    assert summary["stored_as"] == "log2(40) for each token"
 
 
 def test_a_missing_encoder_is_told_and_passed_over(folder, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import build_tokenizer
 from nemo_cosmos.tokenizer.reconstruction import CodingConfig, RebuiltChunk, rebuild_stream
 from nemo_cosmos.tokenizer.streaming import encode_video
 from nemo_cosmos.video_io import to_model, to_pixels
@@ -89,3 +91,29 @@ def test_the_cut_is_told_in_words():
     assert CodingConfig().describe() == "one causal stream, whole pictures"
     words = CodingConfig(temporal_window=17, tile=256, max_attended_frames=4).describe()
     assert words == "windows of 17 frames, tiles of 256 pixels, attending to 4 latent frames"
+
+
+def test_an_image_tokenizer_codes_every_frame_alone():
+    config = TokenizerConfig(
+        modality="image", channels=32, num_res_blocks=1, latent_channels=4, z_channels=4, temporal_compression=1
+    )
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(config).eval()
+    video = _video(3)
+    chunks = list(rebuild_stream(tokenizer, iter(video)))
+    truth, rebuilt = _joined(chunks)
+    np.testing.assert_array_equal(truth, video)
+    padded = np.pad(video, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="edge")
+    with torch.no_grad():
+        latent = tokenizer.encode(to_model(padded).transpose(0, 1)).bfloat16()
+        expected = to_pixels(tokenizer.decode(latent.float()).transpose(0, 1))[:, :21, :30]
+    # Sums in another order: where a latent falls on the edge of two bf16 numbers, pixels may round the other way.
+    assert np.abs(rebuilt.astype(int) - expected).max() <= 2
+    assert sum(chunk.code.numel() for chunk in chunks) == latent.numel()
+    for size, same in ((30, True), (160, False)):
+        frame = _video(1, 16, size)
+        (whole,) = rebuild_stream(tokenizer, iter(frame))
+        (tiled,) = rebuild_stream(tokenizer, iter(frame), CodingConfig(tile=72))
+        assert (np.abs(whole.rebuilt.astype(int) - tiled.rebuilt).max() <= 2) == same
+    with pytest.raises(UserError, match="temporal_window: got 17"):
+        next(rebuild_stream(tokenizer, iter(video), CodingConfig(temporal_window=17)))
