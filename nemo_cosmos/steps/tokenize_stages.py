@@ -14,6 +14,7 @@ from nemo_cosmos.data.latent_cache import LatentCacheConfig
 from nemo_cosmos.data.latent_writer import LatentWriter, unwritten_shards
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.text import load_text_encoder
+from nemo_cosmos.tokenizer.streaming import StreamingEncoder
 
 
 @dataclass
@@ -89,7 +90,7 @@ class TokenizeStage(ProcessingStage[CuratedShardTask, CuratedShardTask]):
         self._writer = LatentWriter(
             self.curated,
             self.output,
-            tokenizer=load_tokenizer(self.tokenizer).model.to(device),
+            tokenizer=StreamingEncoder(load_tokenizer(self.tokenizer).model.to(device)),
             text_encoder=load_text_encoder(self.text_encoder).to(device),
             config=self.config,
             progress=self.progress,
