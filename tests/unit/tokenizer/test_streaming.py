@@ -316,7 +316,6 @@ def test_the_latent_cache_encodes_long_windows_as_in_one_pass(small):
     with torch.no_grad():
         expected = small.encode(video)
     torch.testing.assert_close(encoder.encode(video), expected, rtol=0, atol=TOLERANCE)
-    assert encoder.fingerprint() == small.fingerprint()
     with pytest.raises(UserError, match="number of frames: got 40"):
         encoder.encode(video[:, :, :40])
     with pytest.raises(UserError, match="chunk_frames: got 12"):
