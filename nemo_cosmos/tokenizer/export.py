@@ -204,7 +204,7 @@ def _compare(what: str, found: Any, part: _Part) -> None:  # noqa: ANN401 - a te
         if share_off > most_off:
             raise user_error(
                 what,
-                f"outputs of which {share_off:.2%} are not the model's",
+                f"outputs of which {share_off:.2%} differ from the model",
                 f"at most {most_off:.2%}",
                 "Report it with the versions of torch and onnxruntime, or choose another format.",
             )
