@@ -90,10 +90,24 @@ def generate(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="NeMo checkpoint, diffusers folder, reference .pt or .safetensors.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="NeMo checkpoint, diffusers or published folder, reference .jit, .pt or .safetensors."),
+    ],
     target: Annotated[Path, typer.Argument(help="Folder or file to write.")],
-    to: Annotated[str, typer.Option(help="nemo, diffusers, reference, or safetensors (with a card, as embedded).")],
-    preset: Annotated[str | None, typer.Option(help="Architecture of reference weights, such as diffusion_7b.")] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="nemo, diffusers, reference, or safetensors (with a card, as embedded); "
+            "of a tokenizer also torchscript (published layout), torch_export, or onnx."
+        ),
+    ],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of reference weights: diffusion_7b, CV8x8x8-720p, Cosmos-Tokenize1-CV8x8x8-720p."
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as the source when absent.")] = None,
     tokenizer: Annotated[
         str | None,
@@ -108,6 +122,8 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint of a tokenizer or a diffusion WFM between formats, bit for bit.
+
+    Published tokenizers tell their preset by their folder's name or config.json. Pickled code is never run.
 
     Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics. Generation and
     post-training need both: give them here as --tokenizer and --statistics.
