@@ -100,7 +100,8 @@ def _pretrain(
     """The first training stage: L1 and a perceptual distance."""
     from nemo_cosmos.evaluation.perceptual import LpipsLike
     from nemo_cosmos.tokenizer.config import preset
-    from nemo_cosmos.tokenizer.losses import LossConfig, SparsePerceptual
+    from nemo_cosmos.tokenizer.losses import LossConfig
+    from nemo_cosmos.tokenizer.perceptual import SparsePerceptual
     from nemo_cosmos.tokenizer.step import TokenizerModel, TokenizerModelConfig
     from nemo_cosmos.training import api, defaults
 
