@@ -45,8 +45,11 @@ def _fetch(url: str, path: Path) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         raise UserError(f"{path}: not there, and HF_HUB_OFFLINE forbids to fetch it. {mend}")
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as source, written_aside(path) as aside:  # noqa: S310
-            with aside.open("wb") as file:
-                shutil.copyfileobj(source, file)
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_S) as source,
+            written_aside(path) as aside,
+            aside.open("wb") as file,
+        ):
+            shutil.copyfileobj(source, file)
     except OSError as error:
         raise UserError(f"{path}: cannot be fetched ({error}). {mend}") from error

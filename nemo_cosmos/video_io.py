@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +21,14 @@ _MEND_VIDEO = "The file is corrupt, empty or no video: fetch or write it again, 
 
 
 def read_video(
-    source: str | Path | bytes, *, name: str | None = None, max_frames: int | None = None
+    source: str | Path | bytes, *, name: str | None = None, first_frame: int = 0, max_frames: int | None = None
 ) -> tuple[np.ndarray, float]:
     """Decodes a video.
 
     Args:
         source: Path of an mp4 or anything else that FFmpeg reads, or such a file's bytes.
         name: What errors call it; the path when there is one.
+        first_frame: Begin with this one; those before are decoded, but take no memory.
         max_frames: Stop after this many.
 
     Returns:
@@ -46,7 +48,7 @@ def read_video(
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             fps = float(stream.average_rate or stream.guessed_rate or 0)
-            for frame in container.decode(stream):
+            for frame in itertools.islice(container.decode(stream), first_frame, None):
                 frames.append(frame.to_ndarray(format="rgb24"))
                 if max_frames is not None and len(frames) >= max_frames:
                     break

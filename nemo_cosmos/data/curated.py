@@ -84,6 +84,21 @@ class CuratedClips:
                 np.save(aside, frames)
         return frames
 
+    def span(self, index: int, start: int, num_frames: int) -> np.ndarray:
+        """Decodes a part of a clip at its own size.
+
+        Args:
+            index: Which clip.
+            start: First frame.
+            num_frames: Frames from there on.
+
+        Returns:
+            uint8 [num_frames, H, W, 3].
+        """
+        shard, key = self._places[index]
+        name = f"{shard.path}:{key}.mp4"
+        return read_video(shard.read(f"{key}.mp4"), name=name, first_frame=start, max_frames=num_frames)[0]
+
     def shard_names(self) -> list[str]:
         """Relative paths of the shards that hold at least one passing clip, in order."""
         return list(dict.fromkeys(str(shard.path.relative_to(self.root)) for shard, _ in self._places))

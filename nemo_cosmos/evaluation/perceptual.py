@@ -91,4 +91,3 @@ class LpipsLike(nn.Module):
         weights = torch.load(path, map_location="cpu", weights_only=True)
         for i, head in enumerate(self.heads):
             head.copy_(weights[f"lin{i}.model.1.weight"])
-

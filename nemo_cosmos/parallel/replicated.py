@@ -16,10 +16,10 @@ def average_gradients(parameters: Iterable[nn.Parameter], *, num_micro_batches: 
     """Turns gradients that were added up over micro-batches into the mean over these and the data-parallel ranks.
 
     Args:
-        parameters: All with a gradient; the same on every rank.
+        parameters: Of this rank's copy; those without a gradient are left out. The same on every rank.
         num_micro_batches: Of this rank; the same on every rank.
     """
-    gradients = [parameter.grad for parameter in parameters]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     ranks = dist.get_world_size(group)

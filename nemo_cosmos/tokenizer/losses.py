@@ -139,16 +139,16 @@ def reconstruction_loss(
     # In float32 whatever the model's precision, since means of bf16 differences lose most of their digits.
     error_BCTHW = reconstruction_BCTHW.float() - video_BCTHW.float()
     terms = {"l1": error_BCTHW.abs().mean()}
-    weights = {name: weight_at(getattr(config, f"{name}_weight"), step) for name in ("l1", "perceptual", "gram", "flow")}
+    weights = {
+        name: weight_at(getattr(config, f"{name}_weight"), step) for name in ("l1", "perceptual", "gram", "flow")
+    }
     if weights["gram"] > 0:
         if not isinstance(perceptual, VggPerceptual):
             raise user_error("gram_weight", weights["gram"], "0 without a VggPerceptual", "Give it as `perceptual`.")
         terms["perceptual"], terms["gram"] = perceptual.with_gram(reconstruction_BCTHW, video_BCTHW)
     elif weights["perceptual"] > 0:
         if perceptual is None:
-            raise user_error(
-                "perceptual_weight", weights["perceptual"], "0 without a distance", "Give `perceptual`."
-            )
+            raise user_error("perceptual_weight", weights["perceptual"], "0 without a distance", "Give `perceptual`.")
         terms["perceptual"] = perceptual(reconstruction_BCTHW, video_BCTHW)
     if weights["flow"] > 0:
         if flow is None:

@@ -40,9 +40,7 @@ class LucasKanadeFlow:
     name = "Lucas-Kanade flow"
     _SMALLEST = 16
 
-    def __init__(
-        self, *, num_levels: int = 3, num_iterations: int = 3, window: int = 9, damping: float = 1e-3
-    ) -> None:
+    def __init__(self, *, num_levels: int = 3, num_iterations: int = 3, window: int = 9, damping: float = 1e-3) -> None:
         self._num_levels, self._num_iterations = num_levels, num_iterations
         self._window, self._damping = window, damping
 

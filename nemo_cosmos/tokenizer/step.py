@@ -271,7 +271,9 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         """
         saved = checkpoint.get(_MEASURED_BY, self._measured_by)
         if saved != self._measured_by:
-            raise user_error("loss terms", self._measured_by, f"{saved} as in the resumed run", "Give the same weights.")
+            raise user_error(
+                "loss terms", self._measured_by, f"{saved} as in the resumed run", "Give the same weights."
+            )
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds `self.module`, once. `vp_stage` is Megatron's; the tokenizer is never split."""
