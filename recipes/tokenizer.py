@@ -212,7 +212,7 @@ def _clips(kind: type, curated: str, **settings: Any) -> run.Config | run.Partia
 
 
 def _joint(curated: str) -> run.Partial:
-    return _clips(run.Partial, curated, pictures_every=2, pictures_per_sample=8)
+    return _clips(run.Partial, curated, pictures_every=2, pictures_per_sample=2)
 
 
 def _crops(kind: type, curated: str, num_nodes: int) -> run.Config | run.Partial:

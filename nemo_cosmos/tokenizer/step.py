@@ -132,8 +132,7 @@ class ReconstructionLossReduction(MeanLossReduction):
         flow: Estimator of optical flow, where its weight is positive.
         adversary: What judges and learns, in training's adversarial stage.
         step: Tells the number of optimizer steps made.
-        log: Called with (name, scalar) once per global batch.
-        prefix: Put before the logged names.
+        log: Called with scalars by name once per global batch.
     """
 
     def __init__(
@@ -144,12 +143,11 @@ class ReconstructionLossReduction(MeanLossReduction):
         flow: FlowEstimator | None,
         adversary: Adversary | None,
         step: Callable[[], int],
-        log: Callable[[str, Tensor], None],
-        prefix: str,
+        log: Callable[[dict[str, Tensor]], None],
     ) -> None:
         super().__init__()
         self.config, self.perceptual, self.flow, self.adversary = config, perceptual, flow, adversary
-        self.step, self.log, self.prefix = step, log, prefix
+        self.step, self.log = step, log
 
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Gives the loss of the reconstruction `forward_out` of `batch["video"]`, and its parts."""
@@ -185,8 +183,7 @@ class ReconstructionLossReduction(MeanLossReduction):
             for name in losses_reduced_per_micro_batch[0]
         }
         loss, mse = means.pop("avg"), means.pop("mse")
-        for name, mean in {**means, "psnr_db": psnr_db(mse)}.items():
-            self.log(f"{self.prefix}{name}", mean)
+        self.log({**means, "psnr_db": psnr_db(mse)})
         return loss
 
 
@@ -215,18 +212,13 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         self.config = config
         self.optim = optim or _reference_optimizer()
         self.optim.connect(self)
+        self.step_figures: dict[str, Tensor] = {}
         self._adversary = adversary
+        shared = {"config": config.loss, "perceptual": perceptual, "flow": flow, "step": self._steps_made}
+        # In a dict, so that torch does not take them for parts of the model.
         self._loss_reductions = {
-            prefix: ReconstructionLossReduction(
-                config=config.loss,
-                perceptual=perceptual,
-                flow=flow,
-                adversary=None if prefix else adversary,
-                step=self._steps_made,
-                log=self._log_mean,
-                prefix=prefix,
-            )
-            for prefix in ("", "val_")
+            "train": ReconstructionLossReduction(**shared, adversary=adversary, log=self._log_training),
+            "val": ReconstructionLossReduction(**shared, adversary=None, log=self._log_validation),
         }
         measures = {"perceptual": perceptual, "flow": flow, "adversarial": adversary}
         self._measured_by = {
@@ -310,18 +302,26 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
     @property
     def training_loss_reduction(self) -> ReconstructionLossReduction:
         """Logs `l1`, `psnr_db` and the loss's other parts."""
-        return self._loss_reductions[""]
+        return self._loss_reductions["train"]
 
     @property
     def validation_loss_reduction(self) -> ReconstructionLossReduction:
         """Logs the same, each with `val_` before it; there is no adversarial part."""
-        return self._loss_reductions["val_"]
+        return self._loss_reductions["val"]
 
     def _steps_made(self) -> int:
         return self.trainer.global_step
 
-    def _log_mean(self, name: str, value: Tensor) -> None:
-        self.log(name, value.to(torch.float32), prog_bar=True, batch_size=1)
+    def _log_training(self, means: dict[str, Tensor]) -> None:
+        self.step_figures = means
+        self._log_means(means)
+
+    def _log_validation(self, means: dict[str, Tensor]) -> None:
+        self._log_means({f"val_{name}": mean for name, mean in means.items()})
+
+    def _log_means(self, means: dict[str, Tensor]) -> None:
+        for name, mean in means.items():
+            self.log(name, mean.to(torch.float32), prog_bar=True, batch_size=1)
 
 
 def _reference_optimizer() -> MegatronOptimizerModule:

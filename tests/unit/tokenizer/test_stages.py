@@ -12,7 +12,7 @@ from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel import startup
-from nemo_cosmos.tokenizer.adversary import STATE_FILE
+from nemo_cosmos.tokenizer.adversary import STATE_FILE, Adversary
 from nemo_cosmos.tokenizer.discriminator import DiscriminatorConfig
 from nemo_cosmos.tokenizer.weights import read_tensors
 from nemo_cosmos.training.load import read_whole
@@ -30,7 +30,7 @@ def _closed_groups():
 
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory) -> Path:
-    """Three clips for training, one of them too short for a window: an epoch of 6 windows ends within step 2."""
+    """Four clips for training, one of them too short for a window: an epoch of 9 windows ends within step 3."""
     return write_curated(tmp_path_factory.mktemp("clips"))
 
 
@@ -71,8 +71,7 @@ def test_each_term_comes_in_by_its_schedule(whole):
 def test_the_discriminator_learns_on_its_own_optimizer(whole):
     folder, logged = whole
     state = {step: read_tensors(checkpoint(folder, step) / STATE_FILE) for step in (2, 5)}
-    assert {float(state[step]["step.head.weight"]) for step in (2,)} == {2.0}
-    assert float(state[5]["step.head.weight"]) == 5.0
+    assert all(float(of_step["step.head.weight"]) == step for step, of_step in state.items())
     start = adversary().discriminator.head.weight
     moved = [(s["discriminator.head.weight"] - start).abs().max() for s in state.values()]
     # Adam's first steps are about the learning rate: half of it in the warm-up's first step, then all.
@@ -110,10 +109,6 @@ def test_going_on_with_another_loss_is_refused(whole, curated, tmp_path, judge, 
 def test_another_discriminator_is_refused(whole, tmp_path):
     judge = adversary()
     judge.load(checkpoint(whole[0], 2) / STATE_FILE)
-    other = adversary(config=None) if False else None
-    assert other is None
-    from nemo_cosmos.tokenizer.adversary import Adversary
-
     wider = Adversary(DiscriminatorConfig(channels=8, num_levels=2), weight=0.1)
     with pytest.raises(UserError, match="discriminator: got"):
         wider.load(checkpoint(whole[0], 2) / STATE_FILE)
