@@ -5,7 +5,6 @@ Shape letters: N frame pairs, C colours, H height, W width.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal
 
 import torch
@@ -79,7 +78,7 @@ class RaftFlow:
     """RAFT with torchvision's weights; needs torchvision.
 
     Raises:
-        UserError: torchvision is not installed, or the weights cannot be had.
+        UserError: torchvision cannot be imported, or the weights cannot be had.
 
     Source: Teed and Deng 2020, arXiv 2003.12039.
     """
@@ -87,11 +86,11 @@ class RaftFlow:
     name = "RAFT (torchvision, C_T_SKHT_V2)"
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("torchvision") is None:
-            raise UserError("RAFT: torchvision is not installed. Install the one that belongs to this torch.")
+        try:
+            from torchvision.models.optical_flow import raft_large
+        except (ImportError, RuntimeError) as error:  # the latter where it belongs to another torch
+            raise UserError(f"RAFT: torchvision cannot be imported ({error}). Install the one of this torch.") from error
         weights = torch.load(public_weights(RAFT_URL), map_location="cpu", weights_only=True)
-        from torchvision.models.optical_flow import raft_large
-
         network: nn.Module = raft_large(weights=None)
         network.load_state_dict(weights)
         self._network = network.requires_grad_(False).eval()
