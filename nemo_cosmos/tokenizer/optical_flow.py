@@ -90,7 +90,7 @@ class RaftFlow:
             from torchvision.models.optical_flow import raft_large
         except (ImportError, RuntimeError) as error:  # the latter where it belongs to another torch
             raise UserError(
-                f"RAFT: torchvision cannot be imported ({error}). Install the one of this torch."
+                f"RAFT: torchvision cannot be imported ({error}). Install the one for this torch."
             ) from error
         weights = torch.load(public_weights(RAFT_URL), map_location="cpu", weights_only=True)
         network: nn.Module = raft_large(weights=None)
