@@ -21,7 +21,7 @@ from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.tokenizer import conversion, weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import Tokenizer, build_tokenizer
 from nemo_cosmos.training.load import load_weights
 
 
@@ -29,7 +29,7 @@ from nemo_cosmos.training.load import load_weights
 class LoadedTokenizer:
     """A tokenizer and what it is called."""
 
-    model: CausalVideoTokenizer
+    model: Tokenizer
     name: str
 
 
@@ -55,7 +55,7 @@ def load_tokenizer(place: str | Path) -> LoadedTokenizer:
         return LoadedTokenizer(model=weights.load(place), name=place.name)
     if found is Format.NEMO:
         card = read_card(place)
-        model = CausalVideoTokenizer(TokenizerConfig.from_dict(card.config)).eval()
+        model = build_tokenizer(TokenizerConfig.from_dict(card.config)).eval()
         load_weights(model, place)
         return LoadedTokenizer(model=model, name=card.model)
     raise UserError(

@@ -1,1 +1,1 @@
-"""Video tokenizers: architecture, weights, training step."""
+"""Video and image tokenizers: architecture, weights, training step."""

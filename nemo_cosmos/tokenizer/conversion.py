@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.tokenizer import state_dict as names
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, Tokenizer
 
 DIFFUSERS_CLASS = "AutoencoderKLCosmos"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,15 +30,21 @@ def diffusers_config(config: TokenizerConfig, mean: Statistics = None, std: Stat
         config: The architecture.
         mean: The latents' mean per channel, where known.
         std: Their standard deviation.
+
+    Raises:
+        UserError: diffusers has no such architecture.
     """
-    widths = [config.channels * factor for factor in config.channels_mult]
+    names.check_in_diffusers(config)
+    widths, decoder_widths = (
+        [config.channels * factor for factor in factors] for factors in (config.channels_mult, config.decoder_factors)
+    )
     return {
         "_class_name": DIFFUSERS_CLASS,
         "in_channels": config.in_channels,
         "out_channels": config.in_channels,
         "latent_channels": config.latent_channels,
         "encoder_block_out_channels": [config.channels, *widths],
-        "decode_block_out_channels": [*widths, widths[-1]],
+        "decode_block_out_channels": [*decoder_widths, decoder_widths[-1]],
         "attention_resolutions": [],
         "num_layers": config.num_res_blocks,
         "patch_size": config.patch_size,
@@ -60,10 +66,14 @@ def config_of_diffusers(values: Mapping[str, Any]) -> TokenizerConfig:
     if values.get("_class_name") != DIFFUSERS_CLASS:
         raise user_error("_class_name", values.get("_class_name"), DIFFUSERS_CLASS, "Give the `vae` folder of Cosmos.")
     channels, *widths = values.get("encoder_block_out_channels", (128, 256, 512, 512))
+    *decoder_widths, _ = values.get("decode_block_out_channels", (*widths, widths[-1]))
+    factors = _factors("encoder_block_out_channels", widths, channels)
+    decoder_factors = _factors("decode_block_out_channels", decoder_widths, channels)
     config = TokenizerConfig(
         in_channels=values.get("in_channels", 3),
         channels=channels,
-        channels_mult=tuple(width // channels for width in widths),
+        channels_mult=factors,
+        decoder_channels_mult=None if decoder_factors == factors else decoder_factors,
         num_res_blocks=values.get("num_layers", 2),
         latent_channels=values.get("latent_channels", 16),
         patch_size=values.get("patch_size", 4),
@@ -73,6 +83,12 @@ def config_of_diffusers(values: Mapping[str, Any]) -> TokenizerConfig:
     )
     _check_diffusers_rest(config, values)
     return config
+
+
+def _factors(key: str, widths: Sequence[int], channels: int) -> tuple[int, ...]:
+    if any(width % channels for width in widths):
+        raise user_error(key, widths, f"multiples of {channels}", "This architecture is not a Cosmos tokenizer's.")
+    return tuple(width // channels for width in widths)
 
 
 def statistics_of_diffusers(
@@ -140,7 +156,7 @@ def from_diffusers(folder: str | Path, *, dtype: torch.dtype = torch.float32) ->
     return weights.build(config, names.from_diffusers_names(theirs, config), dtype=dtype)
 
 
-def save_reference(tokenizer: CausalVideoTokenizer, path: str | Path) -> Path:
+def save_reference(tokenizer: Tokenizer, path: str | Path) -> Path:
     """Writes the weights under the reference's names, with its constant buffers, as `.safetensors` or `.pt`.
 
     Raises:
@@ -157,9 +173,7 @@ def save_reference(tokenizer: CausalVideoTokenizer, path: str | Path) -> Path:
     return path
 
 
-def load_reference(
-    path: str | Path, config: TokenizerConfig, *, dtype: torch.dtype = torch.float32
-) -> CausalVideoTokenizer:
+def load_reference(path: str | Path, config: TokenizerConfig, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
     """Reads weights in the reference's names.
 
     Args:

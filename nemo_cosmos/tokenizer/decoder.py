@@ -45,7 +45,7 @@ def up_axes(config: TokenizerConfig) -> list[tuple[bool, bool]]:
     """
     num_space, num_time = config.num_spatial_levels, config.num_temporal_levels
     axes = []
-    for step in range(config.num_levels - 1):
+    for step in range(config.num_decoder_levels - 1):
         time = 0 < step < num_time + 1
         axes.append((time or (step < num_space and num_space > num_time), time))
     return [*axes, (False, False)]
@@ -60,9 +60,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        # Coarse to fine; the coarsest level starts from the encoder's last width.
-        widths = [config.channels * factor for factor in (config.channels_mult[-1], *reversed(config.channels_mult))]
-        self.conv_in = FactorisedConv(config.latent_channels, widths[0])
+        # Coarse to fine; the coarsest level keeps the width of the middle block.
+        factors = config.decoder_factors
+        widths = [config.channels * factor for factor in (factors[-1], *reversed(factors))]
+        self.conv_in = FactorisedConv(config.num_z_channels, widths[0])
         self.mid = MiddleBlock(widths[0])
         levels = [
             UpLevel(width_in, width_out, config.num_res_blocks + 1, space=space, time=time)
@@ -74,9 +75,9 @@ class Decoder(nn.Module):
         self.conv_out = FactorisedConv(widths[-1], config.patch_channels)
         self.unpatcher3d = Unpatcher(config.patch_size, config.patch_method)
 
-    def forward(self, latent_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
-        """[B, latent_channels, T', H', W'] -> [B, 3, T, H, W]; with a cache the next chunk of its video."""
-        h_BCTHW = self.mid(self.conv_in(latent_BCTHW, cache), cache)
+    def forward(self, z_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """[B, z_channels, T', H', W'] -> [B, 3, T, H, W]; with a cache the next chunk of its video."""
+        h_BCTHW = self.mid(self.conv_in(z_BCTHW, cache), cache)
         for level in reversed(self.up):
             h_BCTHW = level(h_BCTHW, cache)
         video_BCTHW = self.unpatcher3d(self.conv_out(F.silu(self.norm_out(h_BCTHW)), cache), cache)

@@ -59,10 +59,10 @@ class Encoder(nn.Module):
         )
         self.mid = MiddleBlock(widths[-1])
         self.norm_out = CausalNorm(widths[-1])
-        self.conv_out = FactorisedConv(widths[-1], config.latent_channels)
+        self.conv_out = FactorisedConv(widths[-1], config.num_z_channels)
 
     def forward(self, video_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
-        """[B, 3, T, H, W] -> [B, latent_channels, T', H', W']; with a cache the next chunk of its video."""
+        """[B, 3, T, H, W] -> [B, z_channels, T', H', W']; with a cache the next chunk of its video."""
         h_BCTHW = self.conv_in(self.patcher3d(video_BCTHW, cache), cache)
         for level in self.down:
             h_BCTHW = level(h_BCTHW, cache)

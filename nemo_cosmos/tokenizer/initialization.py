@@ -45,9 +45,9 @@ def initialize(tokenizer: CausalVideoTokenizer) -> None:
         elif conv not in inner:
             _carry(conv, torch.eye(conv.conv3d.out_channels, conv.conv3d.in_channels))
     config, encoder, decoder = tokenizer.tokenizer_config, tokenizer.encoder, tokenizer.decoder
-    num_signals = config.channels * min(1, *config.channels_mult) // 2
+    num_signals = config.channels * min(1, *config.channels_mult, *config.decoder_factors) // 2
     analysis_SK, synthesis_KS = coarsest_bands(config, num_signals)
-    latent_SL = torch.eye(num_signals, config.latent_channels)
+    latent_SL = torch.eye(num_signals, config.num_z_channels)
     _carry(encoder.conv_in[0], _in_pairs(analysis_SK.T, encoder.conv_in[0].conv3d.out_channels).T)
     _carry(encoder.conv_out[0], _in_pairs(latent_SL.T, encoder.conv_out[0].conv3d.in_channels))
     _carry(decoder.conv_in[0], _in_pairs(latent_SL.T, decoder.conv_in[0].conv3d.out_channels).T)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nemo_cosmos.tokenizer.causal_cache import CausalCache, starts_video
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class CausalConv3d(nn.Module):
@@ -119,7 +119,7 @@ class CausalNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels, eps=_NORM_EPS)
+        self.norm = nn.GroupNorm(1, channels, eps=NORM_EPS)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""

@@ -1,82 +1,73 @@
-"""The causal video tokenizer: encoder, decoder and the two pointwise convolutions around the latent."""
+"""The tokenizers: encoder, decoder, two pointwise convolutions around the latent, and a quantizer in discrete ones.
+
+`build_tokenizer` makes the right one for a config: `CausalVideoTokenizer` or `ImageTokenizer`, each with a continuous
+latent or with indices of a codebook.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 
 import torch
 from torch import Tensor, nn
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.tokenizer.causal_cache import CausalCache, starts_video
-from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.config import Modality, TokenizerConfig
 from nemo_cosmos.tokenizer.decoder import Decoder
 from nemo_cosmos.tokenizer.encoder import Encoder
+from nemo_cosmos.tokenizer.image_networks import ImageDecoder, ImageEncoder
 from nemo_cosmos.tokenizer.layers import CausalConv3d
+from nemo_cosmos.tokenizer.quantizer import FSQuantizer
 
 LATENT_MAKERS = ("encoder.", "quant_conv.")
 """Prefixes of the weights that make the latent."""
 
 
-class CausalVideoTokenizer(nn.Module):
-    """Continuous tokenizer of videos with 1 + k c_t frames; a picture is a video of one frame.
-
-    No frame of the latent or of the reconstruction depends on a later frame.
+class Tokenizer(nn.Module):
+    """What the tokenizers of videos and of images share.
 
     Args:
         tokenizer_config: The architecture.
+        modality: What the subclass takes.
 
-    Source: arXiv 2501.03575 section 4.
+    Raises:
+        UserError: The architecture is of the other modality.
     """
 
-    def __init__(self, tokenizer_config: TokenizerConfig) -> None:
+    encoder: nn.Module
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+    decoder: nn.Module
+
+    def __init__(self, tokenizer_config: TokenizerConfig, modality: Modality) -> None:
         super().__init__()
+        if tokenizer_config.modality != modality:
+            raise user_error(
+                "modality", tokenizer_config.modality, repr(modality), f"{type(self).__name__} takes no other."
+            )
         self.tokenizer_config = tokenizer_config
-        channels = tokenizer_config.latent_channels
-        self.encoder = Encoder(tokenizer_config)
-        self.quant_conv = CausalConv3d(channels, channels)
-        self.post_quant_conv = CausalConv3d(channels, channels)
-        self.decoder = Decoder(tokenizer_config)
+        self.quantizer = None if tokenizer_config.levels is None else FSQuantizer(tokenizer_config.levels)
 
-    def encode(self, video_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
-        """Compresses a video.
+    def _latent(self, moments: Tensor) -> Tensor:
+        """What `encode` returns of what `quant_conv` gives."""
+        return moments if self.quantizer is None else self.quantizer(moments)[0]
 
-        Args:
-            video_BCTHW: Float [B, 3, 1 + k c_t, H, W] in [-1, 1]; H and W divisible by the spatial compression.
-            cache: For a video in chunks (`streaming.encode_stream`): the chunks before. All but the first chunk have
-                k c_t frames and give k latent frames.
+    def _codes(self, latent: Tensor) -> Tensor:
+        """What `post_quant_conv` takes for what `decode` is given."""
+        check_latent(self.tokenizer_config, latent)
+        if self.quantizer is None:
+            return latent
+        return self.quantizer.indices_to_codes(latent).to(next(self.post_quant_conv.parameters()).dtype)
 
-        Returns:
-            Latent [B, latent_channels, 1 + k, H / c_s, W / c_s], not normalised.
-
-        Raises:
-            UserError: The shape does not fit the compression.
-        """
-        check_video_shape(self.tokenizer_config, tuple(video_BCTHW.shape), continues=not starts_video(cache))
-        return self.quant_conv(self.encoder(video_BCTHW, cache))
-
-    def decode(self, latent_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
-        """Rebuilds a video from its latent.
-
-        Args:
-            latent_BCTHW: Float [B, latent_channels, 1 + k, H / c_s, W / c_s] as `encode` gives it.
-            cache: For a latent in chunks (`streaming.decode_stream`): the chunks before.
-
-        Returns:
-            Float [B, 3, 1 + k c_t, H, W], about [-1, 1] but not clamped.
-
-        Raises:
-            UserError: The number of axes or channels is wrong.
-        """
-        shape, channels = tuple(latent_BCTHW.shape), self.tokenizer_config.latent_channels
-        if len(shape) != 5 or shape[1] != channels:
-            raise user_error("latent shape", shape, f"[B, {channels}, T, H, W]", "Give a latent of this tokenizer.")
-        return self.decoder(self.post_quant_conv(latent_BCTHW), cache)
-
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Encodes and decodes: [B, 3, T, H, W] -> [B, 3, T, H, W]."""
-        return self.decode(self.encode(video_BCTHW))
+    def _autoencode(self, picture: Tensor) -> Tensor:
+        """Encodes and decodes, with a gradient through the quantizer."""
+        codes = self.quant_conv(self.encoder(picture))
+        if self.quantizer is not None:
+            _, codes = self.quantizer(codes)
+        return self.decoder(self.post_quant_conv(codes))
 
     def fingerprint(self) -> str:
         """Returns the hex SHA-256 over the architecture and the weights that make the latent.
@@ -97,6 +88,174 @@ class CausalVideoTokenizer(nn.Module):
         return digest.hexdigest()
 
 
+class CausalVideoTokenizer(Tokenizer):
+    """Tokenizer of videos with 1 + k c_t frames (CV, DV); a picture is a video of one frame.
+
+    No frame of the latent or of the reconstruction depends on a later frame.
+
+    Args:
+        tokenizer_config: The architecture.
+
+    Raises:
+        UserError: The architecture is an image tokenizer's.
+
+    Source: arXiv 2501.03575 section 4.
+    """
+
+    def __init__(self, tokenizer_config: TokenizerConfig) -> None:
+        super().__init__(tokenizer_config, "video")
+        z_channels, latent_channels = tokenizer_config.num_z_channels, tokenizer_config.latent_channels
+        self.encoder = Encoder(tokenizer_config)
+        self.quant_conv = CausalConv3d(z_channels, latent_channels)
+        self.post_quant_conv = CausalConv3d(latent_channels, z_channels)
+        self.decoder = Decoder(tokenizer_config)
+
+    def encode(self, video_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """Compresses a video.
+
+        Args:
+            video_BCTHW: Float [B, 3, 1 + k c_t, H, W] in [-1, 1]; H and W divisible by the spatial compression.
+            cache: For a video in chunks (`streaming.encode_stream`): the chunks before. All but the first chunk have
+                k c_t frames and give k latent frames.
+
+        Returns:
+            Latent [B, latent_channels, 1 + k, H / c_s, W / c_s], not normalised; of a discrete tokenizer int32 indices
+            without the channels.
+
+        Raises:
+            UserError: The shape does not fit the compression.
+        """
+        check_video_shape(self.tokenizer_config, tuple(video_BCTHW.shape), continues=not starts_video(cache))
+        return self._latent(self.quant_conv(self.encoder(video_BCTHW, cache)))
+
+    def decode(self, latent: Tensor, cache: CausalCache | None = None) -> Tensor:
+        """Rebuilds a video from its latent.
+
+        Args:
+            latent: Float [B, latent_channels, 1 + k, H / c_s, W / c_s] or integer [B, 1 + k, H / c_s, W / c_s] as
+                `encode` gives it.
+            cache: For a latent in chunks (`streaming.decode_stream`): the chunks before.
+
+        Returns:
+            Float [B, 3, 1 + k c_t, H, W], about [-1, 1] but not clamped.
+
+        Raises:
+            UserError: The latent is not this tokenizer's: its axes or channels, its dtype, or an index.
+        """
+        return self.decoder(self.post_quant_conv(self._codes(latent)), cache)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Encodes and decodes: [B, 3, T, H, W] -> [B, 3, T, H, W]; gradients flow through a quantizer."""
+        check_video_shape(self.tokenizer_config, tuple(video_BCTHW.shape))
+        return self._autoencode(video_BCTHW)
+
+
+class ImageTokenizer(Tokenizer):
+    """Tokenizer of images (CI, DI).
+
+    Args:
+        tokenizer_config: The architecture.
+
+    Raises:
+        UserError: The architecture is a video tokenizer's.
+
+    Source: `ContinuousImageTokenizer` and `DiscreteImageTokenizer` of NVIDIA cosmos-predict1 `tokenizer/networks`.
+    """
+
+    def __init__(self, tokenizer_config: TokenizerConfig) -> None:
+        super().__init__(tokenizer_config, "image")
+        z_channels, latent_channels = tokenizer_config.num_z_channels, tokenizer_config.latent_channels
+        self.encoder = ImageEncoder(tokenizer_config)
+        self.quant_conv = nn.Conv2d(z_channels, latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
+        self.decoder = ImageDecoder(tokenizer_config)
+
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        """Compresses images.
+
+        Args:
+            image_BCHW: Float [B, 3, H, W] in [-1, 1]; H and W divisible by the spatial compression.
+
+        Returns:
+            Latent [B, latent_channels, H / c_s, W / c_s], not normalised; of a discrete tokenizer int32 indices without
+            the channels.
+
+        Raises:
+            UserError: The shape does not fit the compression.
+        """
+        check_image_shape(self.tokenizer_config, tuple(image_BCHW.shape))
+        return self._latent(self.quant_conv(self.encoder(image_BCHW)))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Rebuilds images from their latent.
+
+        Args:
+            latent: Float [B, latent_channels, H / c_s, W / c_s] or integer [B, H / c_s, W / c_s] as `encode` gives it.
+
+        Returns:
+            Float [B, 3, H, W], about [-1, 1] but not clamped.
+
+        Raises:
+            UserError: The latent is not this tokenizer's: its axes or channels, its dtype, or an index.
+        """
+        return self.decoder(self.post_quant_conv(self._codes(latent)))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Encodes and decodes: [B, 3, H, W] -> [B, 3, H, W]; gradients flow through a quantizer."""
+        check_image_shape(self.tokenizer_config, tuple(image_BCHW.shape))
+        return self._autoencode(image_BCHW)
+
+
+def build_tokenizer(config: TokenizerConfig) -> CausalVideoTokenizer | ImageTokenizer:
+    """Makes the tokenizer of an architecture, with torch's own first weights."""
+    return ImageTokenizer(config) if config.modality == "image" else CausalVideoTokenizer(config)
+
+
+def check_latent(config: TokenizerConfig, latent: Tensor) -> None:
+    """Refuses what is no latent of this architecture.
+
+    Args:
+        config: The tokenizer's architecture.
+        latent: What is to be decoded.
+
+    Raises:
+        UserError: Says what is expected.
+    """
+    grid = "T, H, W" if config.modality == "video" else "H, W"
+    num_axes = 1 + len(grid.split(", "))
+    if config.levels is None:
+        fits = latent.ndim == num_axes + 1 and latent.shape[1] == config.latent_channels
+        expected = f"[B, {config.latent_channels}, {grid}]"
+    else:
+        fits = latent.ndim == num_axes
+        expected = f"[B, {grid}]"
+    if not fits:
+        raise user_error("latent shape", tuple(latent.shape), expected, "Give a latent of this tokenizer.")
+    if config.levels is None:
+        return
+    if latent.is_floating_point() or latent.is_complex() or latent.dtype == torch.bool:
+        raise user_error("latent dtype", latent.dtype, "integers", "Give the indices that `encode` returned.")
+    size = math.prod(config.levels)
+    if latent.numel() and not 0 <= latent.min() <= latent.max() < size:
+        got = (int(latent.min()), int(latent.max()))
+        raise user_error("indices", got, f"0 to {size - 1}", "Take special tokens out before decoding.")
+
+
+def check_image_shape(config: TokenizerConfig, shape: tuple[int, ...]) -> None:
+    """Refuses images that the compression does not divide.
+
+    Args:
+        config: The tokenizer's architecture.
+        shape: The images' [B, C, H, W].
+
+    Raises:
+        UserError: With the nearest sizes that would do.
+    """
+    if len(shape) != 4 or shape[1] != config.in_channels:
+        raise user_error("image shape", shape, f"[B, {config.in_channels}, H, W]", "Bring the axes into this order.")
+    _check_sides(config, *shape[2:])
+
+
 def check_video_shape(config: TokenizerConfig, shape: tuple[int, ...], *, continues: bool = False) -> None:
     """Refuses a video that the compression does not divide.
 
@@ -115,6 +274,10 @@ def check_video_shape(config: TokenizerConfig, shape: tuple[int, ...], *, contin
     rule, first = (f"a multiple of {step}", step) if continues else (f"1 + a multiple of {step}", 1)
     if (num_frames - first) % step or num_frames < 1:
         _refuse("number of frames", num_frames, rule, _around(num_frames, step, start=first))
+    _check_sides(config, height, width)
+
+
+def _check_sides(config: TokenizerConfig, height: int, width: int) -> None:
     step = config.spatial_compression
     for name, value in (("height", height), ("width", width)):
         if value % step or value < 1:
@@ -129,4 +292,4 @@ def _around(value: int, step: int, *, start: int) -> list[int]:
 
 def _refuse(name: str, value: int, rule: str, nearest: list[int]) -> None:
     choices = " or ".join(str(size) for size in nearest)
-    raise user_error(name, value, rule, f"The nearest that would do: {choices}. Crop, pad or resize the video.")
+    raise user_error(name, value, rule, f"The nearest that would do: {choices}. Crop, pad or resize it.")

@@ -230,9 +230,8 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
     def card_fields(self) -> dict[str, Any]:
         """What a checkpoint's card says of the model."""
         config = self.config.architecture
-        compression = f"CV{config.temporal_compression}x{config.spatial_compression}x{config.spatial_compression}"
         return {
-            "model": f"{compression}_{config.channels}",
+            "model": f"{config.compression_name}_{config.channels}",
             "config": config.to_dict(),
             _MEASURED_BY: self._measured_by,
         }

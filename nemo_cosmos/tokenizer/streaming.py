@@ -37,7 +37,7 @@ class CodedVideo:
     """A video's latent and what decoding needs to cut the padding off."""
 
     latent: Tensor
-    """[B, C, T', H', W'] as the tokenizer's `encode` gives it, of the padded video."""
+    """[B, C, T', H', W'] or [B, T', H', W'] as the tokenizer's `encode` gives it, of the padded video."""
     num_frames: int
     """Frames of the video."""
     height: int
@@ -65,7 +65,7 @@ def encode_stream(
         max_attended_frames: Bounds temporal attention, which is not exact; None for all frames (`CausalCache`).
 
     Yields:
-        Latent [B, latent_channels, 1 + k or k, H / c_s, W / c_s] of each chunk.
+        Latent [B, latent_channels, 1 + k or k, H / c_s, W / c_s] of each chunk; indices have no channels.
 
     Raises:
         UserError: A chunk does not fit the compression or the chunks before, or an option is out of range.
@@ -86,7 +86,8 @@ def decode_stream(
 
     Args:
         tokenizer: The tokenizer; no gradient is kept.
-        latent_chunks: Float [B, latent_channels, n, H', W'] of any n > 0, on the tokenizer's device and in its dtype.
+        latent_chunks: Float [B, latent_channels, n, H', W'] of any n > 0 in the tokenizer's dtype, or integer
+            [B, n, H', W'] of a discrete one; on the tokenizer's device.
         tiling: Codes tile by tile, which is not exact; None codes whole pictures.
         max_attended_frames: Bounds temporal attention, which is not exact; None for all frames (`CausalCache`).
 

@@ -10,7 +10,7 @@ import torch
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import Tokenizer, build_tokenizer
 from nemo_cosmos.tokenizer.state_dict import check_names
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ DEFAULT_WEIGHTS = Path(__file__).parents[1] / "weights" / "tokenizer_tiny.safete
 """Weights trained by our own recipe; the card with their config stands beside them as `.json`."""
 
 
-def save(tokenizer: CausalVideoTokenizer, folder: str | Path) -> Path:
+def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Writes weights and config into a folder, which appears complete or not at all.
 
     Args:
@@ -40,7 +40,7 @@ def save(tokenizer: CausalVideoTokenizer, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> CausalVideoTokenizer:
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
     """Reads what `save` wrote.
 
     Args:
@@ -57,7 +57,7 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> CausalVid
     return build(config, read_tensors(Path(folder) / WEIGHTS_FILE), dtype=dtype)
 
 
-def load_default(path: Path = DEFAULT_WEIGHTS, *, dtype: torch.dtype = torch.float32) -> CausalVideoTokenizer:
+def load_default(path: Path = DEFAULT_WEIGHTS, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
     """Reads the embedded default tokenizer.
 
     Args:
@@ -76,7 +76,7 @@ def load_default(path: Path = DEFAULT_WEIGHTS, *, dtype: torch.dtype = torch.flo
     return build(config, read_tensors(path), dtype=dtype)
 
 
-def build(config: TokenizerConfig, weights: dict[str, Tensor], *, dtype: torch.dtype) -> CausalVideoTokenizer:
+def build(config: TokenizerConfig, weights: dict[str, Tensor], *, dtype: torch.dtype) -> Tokenizer:
     """Makes a tokenizer from its config and weights in our names.
 
     Args:
@@ -90,7 +90,7 @@ def build(config: TokenizerConfig, weights: dict[str, Tensor], *, dtype: torch.d
     Raises:
         UserError: A weight is missing, unknown, or has another shape than the config says.
     """
-    tokenizer = CausalVideoTokenizer(config)
+    tokenizer = build_tokenizer(config)
     expected = tokenizer.state_dict()
     check_names("tokenizer weights", weights, expected)
     for name, weight in weights.items():

@@ -9,7 +9,7 @@ from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.conversion import diffusers_config
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, check_video_shape
 from nemo_cosmos.tokenizer.state_dict import diffusers_name, to_diffusers_names
-from tests.unit.tokenizer.conftest import ODD, TINY, random_tokenizer
+from tests.unit.tokenizer.conftest import DISCRETE, ODD, OTHER_DECODER, TINY, random_tokenizer
 
 CASES = [
     (TINY, (1, 3, 1, 32, 48)),
@@ -18,6 +18,7 @@ CASES = [
     (ODD, (1, 3, 1, 32, 48)),
     (ODD, (2, 3, 9, 16, 40)),
     (ODD, (1, 3, 17, 32, 32)),
+    (OTHER_DECODER, (2, 3, 9, 32, 48)),
 ]
 
 
@@ -62,35 +63,37 @@ def test_gradients_equal_diffusers_in_double_precision(config: TokenizerConfig) 
     assert (x.grad - x_other.grad).abs().max() <= 1e-10 * x_other.grad.abs().max()
     theirs = dict(other.named_parameters())
     for name, weight in tokenizer.named_parameters():
-        expected = theirs[diffusers_name(name, config.num_levels)].grad
+        expected = theirs[diffusers_name(name, config.num_decoder_levels)].grad
         assert (weight.grad - expected).abs().max() <= 1e-10 * max(1.0, expected.abs().max().item()), name
 
 
-@pytest.mark.parametrize("config", [TINY, ODD])
+@pytest.mark.parametrize("config", [TINY, ODD, DISCRETE])
 def test_no_frame_depends_on_later_ones(config: TokenizerConfig) -> None:
     tokenizer = random_tokenizer(config)
     step = config.temporal_compression
     for cut in range(3):
-        x, y = video((1, 3, 1 + 2 * step, 16, 16)), video((1, 3, 1 + 2 * step, 16, 16))
+        x, y = video((1, 3, 1 + 2 * step, 32, 32)), video((1, 3, 1 + 2 * step, 32, 32))
         y[:, :, 1 + cut * step :] = 0.5
         with torch.no_grad():
             x_latent, y_latent = tokenizer.encode(x), tokenizer.encode(y)
             x_back, y_back = tokenizer.decode(x_latent), tokenizer.decode(y_latent)
         # Each frame is computed by the same operations on the same numbers: equal but for the order of sums.
-        assert (x_latent[:, :, : 1 + cut] - y_latent[:, :, : 1 + cut]).abs().max() <= 1e-5
+        # Time is the last axis but two, also of indices.
+        difference = (x_latent - y_latent).abs().movedim(-3, 0)
+        assert difference[: 1 + cut].max() <= 1e-5
         frames = 1 + cut * step
         assert (x_back[:, :, :frames] - y_back[:, :, :frames]).abs().max() <= 1e-5 * x_back.abs().max()
         if cut < 2:
-            assert (x_latent[:, :, 1 + cut :] - y_latent[:, :, 1 + cut :]).abs().max() > 1e-2
+            assert difference[1 + cut :].max() > 1e-2
 
 
-@pytest.mark.parametrize("config", [TINY, ODD])
+@pytest.mark.parametrize("config", [TINY, ODD, DISCRETE])
 def test_an_image_is_the_first_frame(config: TokenizerConfig) -> None:
-    tokenizer, x = random_tokenizer(config), video((1, 3, 1 + config.temporal_compression, 16, 24))
+    tokenizer, x = random_tokenizer(config), video((1, 3, 1 + config.temporal_compression, 32, 48))
     with torch.no_grad():
         latent, image_latent = tokenizer.encode(x), tokenizer.encode(x[:, :, :1])
         rebuilt, image = tokenizer.decode(latent), tokenizer.decode(image_latent)
-    assert (latent[:, :, :1] - image_latent).abs().max() <= 1e-5
+    assert (latent[..., :1, :, :] - image_latent).abs().max() <= 1e-5
     assert (rebuilt[:, :, :1] - image).abs().max() <= 1e-5 * image.abs().max()
 
 
@@ -115,6 +118,33 @@ def test_encode_and_decode_check_shapes(tiny: CausalVideoTokenizer) -> None:
         tiny.encode(torch.zeros(1, 3, 2, 8, 8))
     with pytest.raises(UserError, match="latent shape"):
         tiny.decode(torch.zeros(1, 3, 1, 2, 2))
+
+
+def test_a_discrete_latent_is_indices() -> None:
+    tokenizer, x = random_tokenizer(DISCRETE), video((2, 3, 9, 32, 48))
+    with torch.no_grad():
+        indices = tokenizer.encode(x)
+        rebuilt, direct = tokenizer.decode(indices), tokenizer(x)
+    assert indices.shape == (2, *DISCRETE.latent_shape(9, 32, 48)) == (2, 2, 2, 3)
+    assert indices.dtype == torch.int32
+    assert len(indices.unique()) > 1
+    assert rebuilt.shape == x.shape
+    assert (rebuilt - direct).abs().max() <= 1e-5 * direct.abs().max()
+    assert (tokenizer.decode(indices.long()) - rebuilt).abs().max() <= 1e-5 * direct.abs().max()
+    assert tokenizer.bfloat16().decode(indices).dtype == torch.bfloat16
+
+
+def test_bad_indices_are_refused() -> None:
+    tokenizer, indices = random_tokenizer(DISCRETE), torch.zeros(1, 2, 2, 2, dtype=torch.int32)
+    indices[0, 1, 0, 0] = 64_000
+    with pytest.raises(UserError, match=r"indices: got \(0, 64000\), expected '?0 to 63999"):
+        tokenizer.decode(indices)
+    with pytest.raises(UserError, match="indices: got .-64000, 0."):
+        tokenizer.decode(-indices)
+    with pytest.raises(UserError, match="latent dtype: got torch.float32, expected integers"):
+        tokenizer.decode(torch.zeros(1, 2, 2, 2))
+    with pytest.raises(UserError, match=r"latent shape.*\[B, T, H, W\]"):
+        tokenizer.decode(torch.zeros(1, 6, 2, 2, 2))
 
 
 def test_fingerprint(tiny: CausalVideoTokenizer) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nemo_cosmos.tokenizer.patching import Patcher, Unpatcher, haar_signs
+from nemo_cosmos.tokenizer.patching import ImagePatcher, ImageUnpatcher, Patcher, Unpatcher, haar_signs
 
 
 def video(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -72,3 +72,29 @@ def test_autocast_does_not_round_the_pixels() -> None:
         back = Unpatcher(4, "haar")(Patcher(4, "haar")(x))
     assert back.dtype == torch.float32
     assert (back - x).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("method", ["haar", "rearrange"])
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+def test_image_round_trip(method: str, patch_size: int) -> None:
+    x = video(2, 3, 16, 24)
+    y = ImagePatcher(patch_size, method)(x)
+    assert y.shape == (2, 3 * patch_size**2, 16 // patch_size, 24 // patch_size)
+    assert (ImageUnpatcher(patch_size, method)(y) - x).abs().max() <= 1e-6
+
+
+def test_image_bands_are_in_width_height_order() -> None:
+    patcher = ImagePatcher(2, "haar")
+    x = torch.tensor([[0.0, 1.0], [0.0, 1.0]])[None, None]  # differs along width
+    assert patcher(x).flatten().tolist() == [0.5, 0, -0.5, 0]
+    assert patcher(x.mT).flatten().tolist() == [0.5, -0.5, 0, 0]
+
+
+def test_image_steps_are_cascaded_over_all_bands() -> None:
+    x, step = video(2, 3, 16, 24), ImagePatcher(2, "haar")
+    assert (ImagePatcher(4, "haar")(x) - step(step(x))).abs().max() <= 1e-6
+
+
+def test_image_samples_are_in_height_width_order() -> None:
+    x = torch.arange(4.0).reshape(1, 1, 2, 2)
+    assert ImagePatcher(2, "rearrange")(x).flatten().tolist() == [0, 1, 2, 3]

@@ -21,7 +21,7 @@ from nemo_cosmos.tokenizer.streaming import (
     encode_video,
 )
 from nemo_cosmos.video_io import to_model, to_pixels
-from tests.unit.tokenizer.conftest import ODD, TINY, random_tokenizer
+from tests.unit.tokenizer.conftest import DISCRETE, ODD, TINY, random_tokenizer
 from tests.unit.tokenizer.live_memory import LiveMemory
 
 SMALL = {"channels": 8, "channels_mult": (1, 2, 2), "num_res_blocks": 1, "latent_channels": 4}
@@ -100,6 +100,17 @@ def test_decoding_in_chunks_equals_one_pass(tokenizer: CausalVideoTokenizer) -> 
         chunks = list(decode_stream(tokenizer, latent.split(chunking, dim=2)))
         assert [chunk.shape[2] for chunk in chunks] == frame_counts(config, chunking)
         assert difference(torch.cat(chunks, dim=2), expected) <= TOLERANCE, chunking
+
+
+def test_indices_come_in_chunks_too() -> None:
+    tokenizer, video = calm(random_tokenizer(DISCRETE)), noise(1, 3, 30, 40, 24)
+    coded = encode_video(tokenizer, video, chunk_frames=8)
+    whole = encode_video(tokenizer, video, chunk_frames=64)
+    assert coded.latent.dtype == torch.int32
+    assert torch.equal(coded.latent, whole.latent)
+    rebuilt = decode_video(tokenizer, coded, chunk_frames=8)
+    assert rebuilt.shape == video.shape
+    assert difference(rebuilt, decode_video(tokenizer, whole, chunk_frames=64)) <= TOLERANCE
 
 
 def test_a_picture_is_one_chunk(tokenizer: CausalVideoTokenizer) -> None:

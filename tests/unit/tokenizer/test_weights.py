@@ -7,16 +7,25 @@ from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json
 from nemo_cosmos.tokenizer import weights
-from tests.unit.tokenizer.conftest import ODD, TINY, random_tokenizer
+from nemo_cosmos.tokenizer.config import TokenizerConfig
+from tests.unit.tokenizer.conftest import DISCRETE, DISCRETE_IMAGE, ODD, TINY, random_tokenizer
 
 CARD = CheckpointCard(model="tokenizer_tiny", config={}, step=7, data="none", command="test")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_folder_round_trip(dtype: torch.dtype, tmp_path: Path) -> None:
-    tokenizer = random_tokenizer(ODD).to(dtype)
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        (ODD, torch.float32),
+        (ODD, torch.bfloat16),
+        (DISCRETE, torch.float32),
+        (DISCRETE_IMAGE, torch.bfloat16),
+    ],
+)
+def test_folder_round_trip(config: TokenizerConfig, dtype: torch.dtype, tmp_path: Path) -> None:
+    tokenizer = random_tokenizer(config).to(dtype)
     back = weights.load(weights.save(tokenizer, tmp_path / "tokenizer"), dtype=dtype)
-    assert back.tokenizer_config == ODD
+    assert back.tokenizer_config == config
     assert back.fingerprint() == tokenizer.fingerprint()
     assert {weight.dtype for weight in back.parameters()} == {dtype}
 
