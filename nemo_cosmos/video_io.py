@@ -29,13 +29,14 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
 def read_video(
-    source: str | Path | bytes, *, name: str | None = None, max_frames: int | None = None
+    source: str | Path | bytes, *, name: str | None = None, first_frame: int = 0, max_frames: int | None = None
 ) -> tuple[np.ndarray, float]:
     """Decodes a video.
 
     Args:
         source: Path of an mp4 or anything else that FFmpeg reads, or such a file's bytes.
         name: What errors call it; the path when there is one.
+        first_frame: Begin with this one; those before are decoded, but take no memory.
         max_frames: Stop after this many.
 
     Returns:
@@ -47,7 +48,7 @@ def read_video(
     name = name or ("video" if isinstance(source, bytes) else str(source))
     with _opened(source, name) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
-        frames = list(_decoded(container, stream, max_frames))
+        frames = list(_decoded(container, stream, first_frame, max_frames))
     if not frames or fps <= 0:
         got = f"{len(frames)} frames at {fps:g} per second"
         raise user_error(name, got, "at least one, at a known rate", _MEND_VIDEO)
@@ -69,7 +70,7 @@ def stream_video(path: str | Path, *, max_frames: int | None = None) -> Iterator
     """
     empty = True
     with _opened(path, str(path)) as (container, stream):
-        for frame in _decoded(container, stream, max_frames):
+        for frame in _decoded(container, stream, 0, max_frames):
             empty = False
             yield frame
     if empty:
@@ -108,9 +109,12 @@ def _opened(source: str | Path | bytes, name: str) -> Iterator[tuple[InputContai
         raise user_error(name, error.strerror, "a video that can be decoded", _MEND_VIDEO) from error
 
 
-def _decoded(container: InputContainer, stream: VideoStream, max_frames: int | None) -> Iterator[np.ndarray]:
+def _decoded(
+    container: InputContainer, stream: VideoStream, first_frame: int, max_frames: int | None
+) -> Iterator[np.ndarray]:
     stream.thread_type = "AUTO"
-    for frame in itertools.islice(container.decode(stream), max_frames):
+    stop = None if max_frames is None else first_frame + max_frames
+    for frame in itertools.islice(container.decode(stream), first_frame, stop):
         yield frame.to_ndarray(format="rgb24")
 
 

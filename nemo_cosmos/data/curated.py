@@ -82,6 +82,21 @@ class CuratedClips:
                 np.save(aside, frames)
         return frames
 
+    def span(self, index: int, start: int, num_frames: int) -> np.ndarray:
+        """Decodes a part of a clip at its own size.
+
+        Args:
+            index: Which clip.
+            start: First frame.
+            num_frames: Frames from there on.
+
+        Returns:
+            uint8 [num_frames, H, W, 3].
+        """
+        shard, key = self._places[index]
+        name = f"{shard.path}:{key}.mp4"
+        return read_video(shard.read(f"{key}.mp4"), name=name, first_frame=start, max_frames=num_frames)[0]
+
 
 def curated_shards(root: str | Path) -> list[str]:
     """Lists the shards of a curated folder, as paths relative to it, in order.
