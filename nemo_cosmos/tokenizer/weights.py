@@ -118,7 +118,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes tensors as safetensors, contiguous and on the CPU."""
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
+    # safetensors replaces the file by one that only its owner may read; in a shared folder others need it too.
+    path.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
