@@ -151,7 +151,7 @@ class LatentCacheCard(Record):
     height: int
     width: int
     latent_mean: tuple[float, ...]
-    """Per channel, over the training split."""
+    """Per channel, over the training split; empty where discrete."""
     latent_std: tuple[float, ...]
     text_encoder: str
     text_dim: int

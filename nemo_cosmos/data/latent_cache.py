@@ -80,7 +80,7 @@ def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
 
 
 class LatentDataset(torch.utils.data.Dataset):
-    """The samples of one split of a latent cache.
+    """The samples of one split of a continuous latent cache.
 
     Args:
         root: The cache's folder.
@@ -91,7 +91,7 @@ class LatentDataset(torch.utils.data.Dataset):
             post-trained model needs those that its base was trained with.
 
     Raises:
-        UserError: The cache is unfinished or no sample passes.
+        UserError: The cache is unfinished, holds indices of a discrete tokenizer, or no sample passes.
     """
 
     def __init__(
@@ -104,6 +104,11 @@ class LatentDataset(torch.utils.data.Dataset):
         statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> None:
         self.card = read_cache_card(root)
+        if not self.card.continuous:
+            raise UserError(
+                f"{root}: holds indices of the discrete tokenizer {self.card.tokenizer}, expected a continuous latent. "
+                "Write another cache with a CV tokenizer."
+            )
         self._mean, self._std = statistics or (self.card.latent_mean, self.card.latent_std)
         self._with_actions = with_actions
         self.samples: list[LatentSample] = []

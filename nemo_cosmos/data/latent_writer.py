@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class LatentTokenizer(Protocol):
     """What the cache needs of a tokenizer."""
 
     def encode(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Pixels in [-1, 1] -> latent [B, C, T, H, W]."""
+        """Pixels in [-1, 1] -> float latent [B, C, T, H, W] or integer indices [B, T, H, W]."""
 
 
 def begin_latent_cache(output: str | Path, fingerprint: str, config: LatentCacheConfig, text_encoder: str) -> None:
@@ -78,7 +78,7 @@ class LatentWriter:
     Args:
         curated: Folder that `nemo-cosmos curate` wrote.
         output: Folder of the cache, which `begin_latent_cache` has marked.
-        tokenizer: A continuous tokenizer, on this rank's device.
+        tokenizer: A tokenizer of videos, on this rank's device.
         text_encoder: Encodes the captions.
         config: What to cut.
         progress: Show a bar that counts clips.
@@ -128,7 +128,7 @@ class LatentWriter:
             for samples, frames in self._batches(clips, bar):
                 video = torch.stack([to_model(f) for f in frames]).to(current_device())
                 with torch.inference_mode():
-                    latents = self._tokenizer.encode(video).float().cpu()
+                    latents = self._tokenizer.encode(video).cpu()
                 for (sample, record), latent in zip(samples, latents, strict=True):
                     moments.add(latent)
                     tar.write(self._member(sample, record, latent))
@@ -158,7 +158,8 @@ class LatentWriter:
 
     def _member(self, sample: LatentSample, record: ClipRecord, latent: torch.Tensor) -> dict[str, str | bytes]:
         text_emb, text_mask = self._text(sample.caption)
-        tensors = {"latent": latent.bfloat16().contiguous(), "text_emb": text_emb, "text_mask": text_mask}
+        stored = latent.to(torch.bfloat16 if latent.is_floating_point() else torch.int32).contiguous()
+        tensors = {"latent": stored, "text_emb": text_emb, "text_mask": text_mask}
         start, stop = sample.start_frame, sample.start_frame + sample.num_frames
         conditions = record.conditions
         if conditions.actions is not None:
@@ -202,20 +203,22 @@ def _sample(record: ClipRecord, start: int, config: LatentCacheConfig) -> Latent
 
 
 class _Moments:
-    """Per-channel sum and sum of squares, in float64 so that merging is exact enough in any order."""
+    """Per-channel sum and sum of squares, in float64 so that merging is exact enough in any order; none of indices."""
 
     def __init__(self) -> None:
         self.samples, self.values = 0, 0
         self.total = self.total_squared = np.zeros(0)
         self.shape: tuple[int, ...] = ()
 
-    def add(self, latent_CTHW: torch.Tensor) -> None:
-        flat = latent_CTHW.flatten(1).double().numpy()
-        self.shape = tuple(latent_CTHW.shape)
-        self.total = flat.sum(1) + (self.total if self.samples else 0)
-        self.total_squared = (flat**2).sum(1) + (self.total_squared if self.samples else 0)
+    def add(self, latent: torch.Tensor) -> None:
+        """Takes in a latent [C, T, H, W], or indices [T, H, W]."""
+        self.shape = tuple(latent.shape)
+        if latent.is_floating_point():
+            flat = latent.flatten(1).double().numpy()
+            self.total = flat.sum(1) + (self.total if self.samples else 0)
+            self.total_squared = (flat**2).sum(1) + (self.total_squared if self.samples else 0)
+            self.values += flat.shape[1]
         self.samples += 1
-        self.values += flat.shape[1]
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -225,6 +228,16 @@ class _Moments:
             "sum": self.total.tolist(),
             "sum_of_squares": self.total_squared.tolist(),
         }
+
+
+def _statistics(entries: list[dict[str, Any]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel over what several `_Moments` saw; empty for indices."""
+    values = sum(entry["values"] for entry in entries)
+    if not values:
+        return (), ()
+    mean = np.sum([entry["sum"] for entry in entries], axis=0) / values
+    variance = np.sum([entry["sum_of_squares"] for entry in entries], axis=0) / values - mean**2
+    return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
 
 
 def finish_latent_cache(
@@ -261,19 +274,17 @@ def finish_latent_cache(
         raise UserError(
             f"{output}: no training clip has {config.num_frames} frames. Curate longer clips, or lower num_frames."
         )
-    values = sum(entry["values"] for entry in train)
-    mean = np.sum([entry["sum"] for entry in train], axis=0) / values
-    variance = np.sum([entry["sum_of_squares"] for entry in train], axis=0) / values - mean**2
+    mean, std = _statistics(train)
     card = LatentCacheCard(
         tokenizer=tokenizer_name,
         tokenizer_fingerprint=fingerprint,
-        continuous=True,
+        continuous=bool(mean),
         latent_shape=tuple(train[0]["shape"]),
         num_frames=config.num_frames,
         height=config.height,
         width=config.width,
-        latent_mean=tuple(mean.tolist()),
-        latent_std=tuple(np.sqrt(variance).tolist()),
+        latent_mean=mean,
+        latent_std=std,
         text_encoder=text_encoder.name,
         text_dim=text_encoder.dim,
         text_length=text_encoder.max_length,

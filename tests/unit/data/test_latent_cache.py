@@ -3,14 +3,17 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load as load_safetensors
 
 from nemo_cosmos.data import latent_cache, latent_writer
 from nemo_cosmos.data.curated import CuratedClips, caption_at, curated_shards
 from nemo_cosmos.data.datamodule import LatentDataModule
 from nemo_cosmos.data.latent_cache import LatentCacheConfig, LatentDataset, denormalise_latent, read_cache_card
 from nemo_cosmos.data.latent_writer import LatentWriter, begin_latent_cache, finish_latent_cache, unwritten_shards
+from nemo_cosmos.data.tar_shard import TarShard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.text import TextEncoderConfig
+from nemo_cosmos.video_io import to_model
 
 
 class AverageTokenizer:
@@ -211,3 +214,24 @@ def test_decoded_frames_are_kept_when_asked(curated):
     assert not again.flags.writeable
     assert (first == again).all()
     assert json.dumps(clips.records[0].to_dict())
+
+
+def test_a_discrete_tokenizers_indices_are_kept_as_they_are(curated, tmp_path):
+    class Indices(AverageTokenizer):
+        def encode(self, video_BCTHW):
+            return (super().encode(video_BCTHW).mean(1) * 100).round().to(torch.int32) + 60_000
+
+    tokenizer = Indices()
+    card = _write(curated, tmp_path / "latents", tokenizer=tokenizer)
+    assert (card.continuous, card.latent_shape, card.latent_mean, card.latent_std) == (False, (3, 4, 4), (), ())
+    shard = TarShard(next((tmp_path / "latents" / "train").glob("*.tar")))
+    key = shard.keys[0]
+    stored = load_safetensors(shard.read(f"{key}.safetensors"))["latent"]
+    sample = json.loads(shard.read(f"{key}.json"))
+    clips = CuratedClips(curated, split="train")
+    index = next(i for i, r in enumerate(clips.records) if r.clip_id == sample["clip_id"])
+    frames = clips.frames(index, height=32, width=32)[sample["start_frame"] :][:17]
+    assert stored.dtype is torch.int32
+    assert torch.equal(stored, tokenizer.encode(to_model(frames)[None])[0])
+    with pytest.raises(UserError, match="indices of the discrete tokenizer average"):
+        LatentDataset(tmp_path / "latents", split="train")

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from nemo_cosmos.data.latent_cache import LatentCacheConfig, read_cache_card
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.steps.tokenize import tokenize
+from nemo_cosmos.tokenizer import weights
+from nemo_cosmos.tokenizer.config import preset
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 CONFIG = LatentCacheConfig(num_frames=17, height=32, width=32, window_stride=8, batch_size=2)
 
@@ -37,6 +41,13 @@ def test_an_array_of_tasks_writes_the_same_cache(curated, tmp_path, reference, m
 def test_ray_data_writes_the_same_cache(curated, tmp_path, reference):
     tokenize(curated, tmp_path / "ray", config=CONFIG, executor="ray_data")
     assert _files(tmp_path / "ray") == reference
+
+
+def test_a_discrete_tokenizer_gives_indices(curated, tmp_path):
+    torch.manual_seed(0)
+    weights.save(CausalVideoTokenizer(preset("DV8x8x8-tiny")), tmp_path / "dv")
+    card = tokenize(curated, tmp_path / "out", tokenizer=str(tmp_path / "dv"), config=CONFIG)
+    assert (card.continuous, card.latent_shape) == (False, (3, 4, 4))
 
 
 def test_bad_names_are_refused_before_anything_is_written(curated, tmp_path):
