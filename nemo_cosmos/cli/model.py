@@ -49,7 +49,7 @@ def generate(
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 10.0,
-    num_steps: Annotated[int, typer.Option(help="Denoising steps.")] = 4,
+    num_steps: Annotated[int, typer.Option(help="Denoising steps; 4 for the tiny models, else 35.")] = 4,
     sampler: Annotated[str, typer.Option(help="euler or heun.")] = "euler",
     guidance: Annotated[
         float, typer.Option(help="g in cond + g (cond - uncond); 0 for the tiny models, else 7.")

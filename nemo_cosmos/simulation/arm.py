@@ -208,10 +208,11 @@ def _paint(model: mujoco.MjModel, colour: str, rng: np.random.Generator) -> None
 
 
 def _place_camera(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+    """Puts the camera on its stand beside the table; like a real one it is never twice at quite the same place."""
     import mujoco
 
-    side = np.radians(rng.choice([0.0, 180.0]) + rng.uniform(-30, 30))
-    height, distance = np.radians(rng.uniform(12, 35)), rng.uniform(0.65, 0.85)
+    side, height = np.radians(rng.uniform([-8.0, 20.0], [8.0, 28.0]))
+    distance = rng.uniform(0.72, 0.80)
     away = np.array([np.cos(side) * np.cos(height), np.sin(side) * np.cos(height), np.sin(height)])
     index = model.camera(_CAMERA).id
     model.cam_pos[index] = _LOOK_AT + distance * away

@@ -130,14 +130,16 @@ def _is_done(video: Path, job: _Job) -> bool:
 
 
 def find_videos(folder: Path) -> list[Path]:
-    """Lists the videos under a folder, sorted.
+    """Lists the videos under a folder, sorted, but for hidden files.
+
+    Empty and broken ones are listed too: curation records why it rejects them.
 
     Raises:
         UserError: The folder is missing or holds none.
     """
     if not folder.is_dir():
         raise user_error("videos", str(folder), "a folder", "Check the path.")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.stat().st_size > 0)
+    found = sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
     if not found:
         expected = f"a folder with videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
         raise user_error("videos", str(folder), expected, "Put videos there, or leave the option out.")

@@ -123,10 +123,15 @@ def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_own_videos_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a folder. "):
         find_videos(tmp_path / "nowhere")
-    (tmp_path / "empty.mp4").touch()
     (tmp_path / "notes.txt").write_text("no video")
+    (tmp_path / ".hidden.mp4").touch()
     with pytest.raises(UserError, match="a folder with videos"):
         find_videos(tmp_path)
+
+
+def test_empty_videos_are_listed_for_curation_to_reject(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    assert find_videos(tmp_path) == [tmp_path / "empty.mp4"]
 
 
 @pytest.mark.parametrize(
