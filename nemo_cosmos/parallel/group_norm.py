@@ -28,6 +28,26 @@ class SplitGroupNorm(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps=eps)
         self.split_over = tuple(split_over)
 
+    @classmethod
+    def of(cls, norm: nn.GroupNorm, group: dist.ProcessGroup, *, cut_channels: bool = False) -> SplitGroupNorm:
+        """Makes this rank's part of a norm, which may be split over other ranks already.
+
+        Args:
+            norm: What is split; left as it is.
+            group: The ranks.
+            cut_channels: Whether they divide the channels, of several channel groups whole ones; else the pixels.
+        """
+        over, num_groups = getattr(norm, "split_over", ()), norm.num_groups
+        parts = group.size() if cut_channels else 1
+        if cut_channels and num_groups > 1:
+            num_groups //= parts
+        else:
+            over = (*over, group)
+        made = cls(num_groups, norm.num_channels // parts, norm.eps, over)
+        for own, whole in ((made.weight, norm.weight), (made.bias, norm.bias)):
+            own.data = whole.detach().chunk(parts)[group.rank() if cut_channels else 0].clone()
+        return made
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] of this rank -> the same shape and dtype."""
         return _SplitGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps, self.split_over)

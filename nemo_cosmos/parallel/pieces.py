@@ -20,6 +20,8 @@ from torch.nn import functional
 
 from nemo_cosmos.parallel.tokens import AutogradContext
 
+ProcessGroup = dist.ProcessGroup
+
 Sizes = Sequence[int]
 """Length of every rank's piece, in rank order."""
 

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.startup import run_seed
 
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 """(reconstruction, video), both [B, C, T, H, W] in [-1, 1] -> scalar."""
@@ -40,7 +41,7 @@ class SparsePerceptual:
         """Mean distance over the batch and the drawn frames; convolutions run in bf16."""
         device = video_BCTHW.device
         # A generator of its own: how far torch's has been turned depends on the micro-batches before.
-        generator = torch.Generator().manual_seed(torch.initial_seed())
+        generator = torch.Generator().manual_seed(run_seed())
         picked = torch.randperm(video_BCTHW.shape[2], generator=generator)[: self._num_frames].to(device)
         x_NCHW, y_NCHW = (
             rearrange(video[:, :, picked], "B C T H W -> (B T) C H W") for video in (reconstruction_BCTHW, video_BCTHW)

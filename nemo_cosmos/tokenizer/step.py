@@ -8,11 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.enums import ModelType
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from nemo.collections.llm import fn
 from nemo.lightning import io
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
@@ -20,48 +18,25 @@ from torch import Tensor
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
-from nemo_cosmos.parallel.loss import MeanLossReduction
+from nemo_cosmos.parallel.loss import MeanLossReduction, from_last_stage
+from nemo_cosmos.parallel.stages import stage_ends
+from nemo_cosmos.parallel.startup import run_seed
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.context_parallel import Axis
 from nemo_cosmos.tokenizer.initialization import initialize
 from nemo_cosmos.tokenizer.losses import LossConfig, PerceptualDistance, psnr_db, reconstruction_loss
-from nemo_cosmos.tokenizer.model import LATENT_MAKERS, CausalVideoTokenizer
-
-
-class MegatronVideoTokenizer(CausalVideoTokenizer):
-    """The tokenizer with what Megatron's DDP, schedules and checkpoints ask of a model.
-
-    Args:
-        tokenizer_config: The architecture.
-        config: Megatron's configuration: precision and communication.
-    """
-
-    def __init__(self, tokenizer_config: TokenizerConfig, config: TransformerConfig) -> None:
-        super().__init__(tokenizer_config)
-        self.config = config
-        self.model_type = ModelType.encoder_or_decoder
-        # Megatron's schedules take every `decoder` for a transformer's and number the micro-batches of its `layers`.
-        self.decoder.layers = ()
-
-    def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
-        """Takes what an earlier pipeline stage sent; there is none, for the model is never split."""
-        assert all(tensor is None for tensor in input_tensor), "the tokenizer has one pipeline stage"
-
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict | None = None,
-    ) -> ShardedStateDict:
-        """Returns the weights for a distributed checkpoint, each whole and the same on every rank."""
-        return make_sharded_tensors_for_checkpoint(
-            self.state_dict(keep_vars=True), prefix, sharded_offsets=sharded_offsets
-        )
+from nemo_cosmos.tokenizer.megatron_model import MegatronVideoTokenizer, check_layout
+from nemo_cosmos.tokenizer.model import LATENT_MAKERS
 
 
 @dataclass(kw_only=True)
 class TokenizerModelConfig(TransformerConfig, io.IOMixin):
-    """How a tokenizer is trained. Megatron's transformer fields have no meaning here and hold placeholders."""
+    """How a tokenizer is trained. Megatron's transformer fields have no meaning here and hold placeholders.
+
+    Its parallel sizes have: tensor-parallel ranks divide channels, context-parallel ones the video, and of two pipeline
+    stages the first has the encoder.
+    """
 
     architecture: TokenizerConfig = field(default_factory=TokenizerConfig)
     """What is built; `nemo_cosmos.tokenizer.config.PRESETS` has the published ones."""
@@ -71,28 +46,49 @@ class TokenizerModelConfig(TransformerConfig, io.IOMixin):
     """Folder with weights to start from (`weights.save`), `default` for the embedded ones; None starts anew."""
     freeze_encoder: bool = False
     """Train the decoder alone; latents, and all that was trained on them, stay valid."""
+    context_parallel_axis: Axis = "height"
+    """What context-parallel ranks divide: rows of the picture, or frames, which needs longer videos."""
     num_layers: int = 1
     hidden_size: int = 1
     num_attention_heads: int = 1
+    moe_token_dispatcher_type: str = "alltoall"
+    variable_seq_lengths: bool = True
+    """Pipeline stages tell each other the size of what they send, for it follows the videos."""
 
     def configure_model(self) -> MegatronVideoTokenizer:
         """Builds the tokenizer of this rank.
 
         Raises:
-            UserError: The layout splits the model, or the initial weights do not fit the architecture.
+            UserError: The model cannot be split in this layout, or the initial weights do not fit the architecture.
         """
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
-            if getattr(self, name) != 1:
-                raise user_error(name, getattr(self, name), "1 for a tokenizer", "Use data parallelism instead.")
-        tokenizer = MegatronVideoTokenizer(self.architecture, self)
-        if self.init_from is None:
-            initialize(tokenizer)
-        else:
-            tokenizer.load_state_dict(self._initial_weights())
+        self._check()
+        # One seed for all ranks, which cut the same whole weights.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run_seed())
+            tokenizer = MegatronVideoTokenizer(self.architecture, self)
+            if self.init_from is None:
+                initialize(tokenizer)
+            else:
+                tokenizer.load_state_dict(self._initial_weights())
         if self.freeze_encoder:
             for name, parameter in tokenizer.named_parameters():
                 parameter.requires_grad_(not name.startswith(LATENT_MAKERS))
+        if self._is_split:
+            groups = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp"])
+            tokenizer.split(groups, **stage_ends(None), context_parallel_axis=self.context_parallel_axis)
         return tokenizer
+
+    @property
+    def _is_split(self) -> bool:
+        sizes = (self.tensor_model_parallel_size, self.pipeline_model_parallel_size, self.context_parallel_size)
+        return max(sizes) > 1
+
+    def _check(self) -> None:
+        check_layout(self.architecture, self, self.context_parallel_axis)
+        if self.freeze_encoder and self.pipeline_model_parallel_size > 1:
+            raise user_error(
+                "freeze_encoder", True, "False with two pipeline stages", "Use one: the first learns nothing."
+            )
 
     def _initial_weights(self) -> dict[str, Tensor]:
         start = weights.load_default() if self.init_from == "default" else weights.load(self.init_from)
@@ -134,8 +130,10 @@ class ReconstructionLossReduction(MeanLossReduction):
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> Tensor:
         """Averages over micro-batches and ranks; logs L1 and the PSNR of the whole batch's mean squared error."""
         l1, mse = (
-            super(ReconstructionLossReduction, self).reduce(
-                [{"avg": entry[name]} for entry in losses_reduced_per_micro_batch]
+            from_last_stage(
+                super(ReconstructionLossReduction, self).reduce(
+                    [{"avg": entry[name]} for entry in losses_reduced_per_micro_batch]
+                )
             )
             for name in ("l1", "mse")
         )
@@ -176,7 +174,7 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         return {"model": f"{config.compression_name}_{config.channels}", "config": config.to_dict()}
 
     def configure_model(self, vp_stage: int | None = None) -> None:
-        """Builds `self.module`, once. `vp_stage` is Megatron's; the tokenizer is never split."""
+        """Builds `self.module`, once. `vp_stage` is Megatron's; the tokenizer has no virtual stages."""
         if not hasattr(self, "module"):
             self.module = self.config.configure_model()
 
