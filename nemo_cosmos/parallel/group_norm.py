@@ -86,7 +86,7 @@ class _SplitGroupNorm(torch.autograd.Function):
         per_channel = torch.stack([g.sum(pixels, keepdim=True) for g in (grad_BND, grad_BND * normed_BND)])
         grad_bias, grad_weight = per_channel.sum(1).flatten(1).to(weight.dtype)
         scale = _per_channel(weight, grad_BND)
-        sums = (per_channel * scale).sum(3, keepdim=True)
+        sums = (per_channel * scale).sum(3, keepdim=True).contiguous()
         for group in ctx.split_over:
             dist.all_reduce(sums, group=group)
         along_mean, along_spread = sums / count
@@ -109,7 +109,7 @@ def _of_all_ranks(
 
     Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
     """
-    own = torch.stack([mean, second_moment, count])
+    own = torch.stack([mean, second_moment, count]).contiguous()
     all_ranks = own.new_empty(group.size() * len(own), *own.shape[1:])
     dist.all_gather_into_tensor(all_ranks, own, group=group)
     means, second_moments, counts = all_ranks.unflatten(0, (group.size(), -1)).unbind(1)

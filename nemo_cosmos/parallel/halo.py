@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -14,7 +16,7 @@ def exchange_halo(x: Tensor, dim: int, group: dist.ProcessGroup, *, before: int 
     """Lengthens a rank's piece by the neighbours' nearest entries, with zeros at the two outer ends.
 
     Args:
-        x: This rank's piece, [B, C, ...] in channels-last memory; at least `before` and `after` long.
+        x: This rank's piece, [B, C, ...] in channels-last memory; at least as long as what its neighbours take of it.
         dim: Axis along which the whole is cut, in the order of the ranks.
         group: The ranks.
         before: Entries taken from the previous rank's end.
@@ -24,7 +26,6 @@ def exchange_halo(x: Tensor, dim: int, group: dist.ProcessGroup, *, before: int 
         `x` with `before` + `after` entries more, in channels-last memory. The backward pass takes the gradient of
         these back to the ranks that own them.
     """
-    assert x.shape[dim] >= max(before, after), f"{x.shape[dim]} entries are too few for a halo of {before}, {after}"
     return _ExchangeHalo.apply(x, memory_axis(dim % x.ndim, x.ndim), group, before, after)
 
 
@@ -33,38 +34,45 @@ class _ExchangeHalo(torch.autograd.Function):
     def forward(
         ctx: AutogradContext, x: Tensor, axis: int, group: dist.ProcessGroup, before: int, after: int
     ) -> Tensor:
-        ctx.axis, ctx.group, ctx.sizes = axis, group, (before, x.movedim(1, -1).shape[axis], after)
         own = x.movedim(1, -1)
-        head, tail = own.narrow(axis, 0, after), own.narrow(axis, own.shape[axis] - before, before)
-        previous, following = _swap(head, tail, group)
-        return torch.cat([previous, own, following], axis).movedim(-1, 1)
+        length = own.shape[axis]
+        taken = _Taken(after if group.rank() > 0 else 0, before if group.rank() < group.size() - 1 else 0)
+        assert length >= max(taken), f"{length} entries are too few for neighbours that take {taken}"
+        ctx.axis, ctx.group, ctx.sizes, ctx.taken = axis, group, (before, length, after), taken
+        pieces = [own.new_zeros(*own.shape[:axis], n, *own.shape[axis + 1 :]) for n in (before, after)]
+        _swap(own.narrow(axis, 0, taken.head), own.narrow(axis, length - taken.tail, taken.tail), *pieces, group)
+        return torch.cat([pieces[0], own, pieces[1]], axis).movedim(-1, 1)
 
     @staticmethod
     def backward(ctx: AutogradContext, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        before, length, after = ctx.sizes
-        of_previous, own, of_following = grad.movedim(1, -1).split(ctx.sizes, ctx.axis)
-        for_head, for_tail = _swap(of_previous, of_following, ctx.group)
+        axis, length = ctx.axis, ctx.sizes[1]
+        of_previous, own, of_next = grad.movedim(1, -1).split(ctx.sizes, axis)
         own = own.clone(memory_format=torch.contiguous_format)
-        own.narrow(ctx.axis, 0, after).add_(for_head)
-        own.narrow(ctx.axis, length - before, before).add_(for_tail)
+        head, tail = own.narrow(axis, 0, ctx.taken.head), own.narrow(axis, length - ctx.taken.tail, ctx.taken.tail)
+        for_head, for_tail = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (head, tail))
+        _swap(of_previous, of_next, for_head, for_tail, ctx.group)
+        head += for_head
+        tail += for_tail
         return own.movedim(-1, 1), None, None, None, None
 
 
-def _swap(to_previous: Tensor, to_next: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Sends to both neighbours, and returns what came from the previous and from the next one; zeros from nobody.
+class _Taken(NamedTuple):
+    """How many entries of a rank's piece its neighbours take."""
 
-    All ranks send tensors of one size each way, so what comes from one side is as large as what goes to the other.
-    """
-    rank, last = group.rank(), group.size() - 1
-    from_previous, from_next = (
-        torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (to_next, to_previous)
-    )
+    head: int
+    """By the previous rank."""
+    tail: int
+    """By the next one."""
+
+
+def _swap(
+    to_previous: Tensor, to_next: Tensor, from_previous: Tensor, from_next: Tensor, group: dist.ProcessGroup
+) -> None:
+    """Sends two tensors to the neighbours and fills two with what these send, if there are any."""
+    rank = group.rank()
     messages: list[dist.P2POp] = []
-    for is_there, neighbour, sent, received in (
-        (rank > 0, rank - 1, to_previous, from_previous),
-        (rank < last, rank + 1, to_next, from_next),
-    ):
-        if is_there:
+    for neighbour, sent, received in ((rank - 1, to_previous, from_previous), (rank + 1, to_next, from_next)):
+        if 0 <= neighbour < group.size():
             peer = dist.get_global_rank(group, neighbour)
             if sent.numel():
                 messages.append(dist.P2POp(dist.isend, sent.contiguous(), peer, group))
@@ -72,4 +80,3 @@ def _swap(to_previous: Tensor, to_next: Tensor, group: dist.ProcessGroup) -> tup
                 messages.append(dist.P2POp(dist.irecv, received, peer, group))
     for request in dist.batch_isend_irecv(messages) if messages else ():
         request.wait()
-    return from_previous, from_next

@@ -94,7 +94,8 @@ def _join(x: Tensor, dim: int, group: dist.ProcessGroup, sizes: Sizes) -> Tensor
 def _add_up_and_take(x: Tensor, dim: int, group: dist.ProcessGroup, sizes: Sizes) -> Tensor:
     axis = memory_axis(dim, x.ndim)
     pieces = x.movedim(1, -1).split(list(sizes), axis)
-    blocks = torch.cat([_lengthened(piece, axis, max(sizes)) for piece in pieces])
+    # Joined tensors keep the memory order of their parts, which the collective would not see.
+    blocks = torch.cat([_lengthened(piece, axis, max(sizes)) for piece in pieces]).contiguous()
     own = blocks.new_empty(blocks.shape[0] // group.size(), *blocks.shape[1:])
     dist.reduce_scatter_tensor(own, blocks, group=group)
     return own.narrow(axis, 0, sizes[group.rank()]).movedim(-1, 1)

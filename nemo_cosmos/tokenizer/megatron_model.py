@@ -35,6 +35,7 @@ class MegatronVideoTokenizer(CausalVideoTokenizer):
         self.config = config
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process = self.post_process = True
+        self.share_embeddings_and_output_weights = False
         self.sharing: Sharing | None = None
         self.input_tensor: Tensor | None = None
         # Megatron's schedules take every `decoder` for a transformer's and number the micro-batches of its `layers`.

@@ -55,6 +55,12 @@ class TokenizerModelConfig(TransformerConfig, io.IOMixin):
     variable_seq_lengths: bool = True
     """Pipeline stages tell each other the size of what they send, for it follows the videos."""
 
+    def __post_init__(self) -> None:
+        """Makes the checks of Megatron, whose placeholders must divide by the layout's sizes; NeMo calls it again."""
+        self.num_layers = self.pipeline_model_parallel_size
+        self.hidden_size = self.num_attention_heads = self.num_query_groups = self.tensor_model_parallel_size
+        super().__post_init__()
+
     def configure_model(self) -> MegatronVideoTokenizer:
         """Builds the tokenizer of this rank.
 

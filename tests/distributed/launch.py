@@ -10,7 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_PRELOAD = ["torch", "megatron.core.optimizer", "megatron.core.dist_checkpointing", "nemo_cosmos.diffusion.model"]
+_PRELOAD = [
+    "torch",
+    "megatron.core.optimizer",
+    "megatron.core.dist_checkpointing",
+    "nemo_cosmos.diffusion.model",
+    "nemo_cosmos.tokenizer.megatron_model",
+]
 TIMEOUT_S = 120.0
 
 

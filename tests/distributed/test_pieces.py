@@ -45,7 +45,7 @@ def whole_and_piece(dim: int, sizes: list[int], group: dist.ProcessGroup) -> tup
 
 def check_gather(group: dist.ProcessGroup) -> None:
     """Each rank weighs what it has gathered in its own way; on one rank the four weighted sums are one."""
-    weights = [picture(1 + rank, *SHAPE) for rank in range(RANKS)]
+    weights = [picture(1 + rank, *SHAPE).contiguous() for rank in range(RANKS)]
     for dim, sizes in ((1, [2] * 4), (3, piece_sizes(11, RANKS)), (-2, [5, 1, 2, 3])):
         whole, piece = whole_and_piece(dim, sizes, group)
         joined = gather(piece, dim, group, sizes)
@@ -81,7 +81,7 @@ def check_share_and_sum(group: dist.ProcessGroup) -> None:
 
 
 def check_halo(group: dist.ProcessGroup) -> None:
-    sizes = [3, 2, 4, 2]
+    sizes = [3, 2, 5, 1]  # nobody takes two of the last
     for before, after in ((1, 1), (0, 1), (2, 0), (2, 1)):
         whole, piece = whole_and_piece(3, sizes, group)
         padded = F.pad(whole, (0, 0, before, after))
