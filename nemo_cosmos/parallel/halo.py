@@ -39,9 +39,10 @@ class _ExchangeHalo(torch.autograd.Function):
         taken = _Taken(after if group.rank() > 0 else 0, before if group.rank() < group.size() - 1 else 0)
         assert length >= max(taken), f"{length} entries are too few for neighbours that take {taken}"
         ctx.axis, ctx.group, ctx.sizes, ctx.taken = axis, group, (before, length, after), taken
-        pieces = [own.new_zeros(*own.shape[:axis], n, *own.shape[axis + 1 :]) for n in (before, after)]
-        _swap(own.narrow(axis, 0, taken.head), own.narrow(axis, length - taken.tail, taken.tail), *pieces, group)
-        return torch.cat([pieces[0], own, pieces[1]], axis).movedim(-1, 1)
+        head, tail = own.narrow(axis, 0, taken.head), own.narrow(axis, length - taken.tail, taken.tail)
+        previous, following = (own.new_zeros(*own.shape[:axis], n, *own.shape[axis + 1 :]) for n in (before, after))
+        _swap(head, tail, previous, following, group)
+        return torch.cat([previous, own, following], axis).movedim(-1, 1)
 
     @staticmethod
     def backward(ctx: AutogradContext, grad: Tensor) -> tuple[Tensor, None, None, None, None]:

@@ -29,11 +29,3 @@ class MeanLossReduction(MegatronLossReduction):
             dist.all_reduce(loss, group=group)
             loss /= dist.get_world_size(group)
         return loss
-
-
-def from_last_stage(value: torch.Tensor) -> torch.Tensor:
-    """Gives every pipeline stage what the last one has, to log it from the first rank."""
-    group = parallel_state.get_pipeline_model_parallel_group()
-    if dist.get_world_size(group) > 1:
-        dist.broadcast(value, dist.get_process_group_ranks(group)[-1], group=group)
-    return value

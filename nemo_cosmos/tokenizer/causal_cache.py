@@ -91,15 +91,15 @@ class CausalCache:
 
     def keys_before(self, layer: nn.Module, k_BCTHW: Tensor, v_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """See `Past`."""
-        present = (k_BCTHW, v_BCTHW)
         if not self.at_start:
-            present = tuple(torch.cat(pair, dim=2) for pair in zip(self._past[layer], present, strict=True))
+            past_k_BCTHW, past_v_BCTHW = self._past[layer]
+            k_BCTHW, v_BCTHW = (torch.cat(x, dim=2) for x in ((past_k_BCTHW, k_BCTHW), (past_v_BCTHW, v_BCTHW)))
         if self.max_attended_frames is None:
-            self._past[layer] = present
+            self._past[layer] = (k_BCTHW, v_BCTHW)
         else:
-            oldest = max(0, present[0].shape[2] - self.max_attended_frames + 1)
-            self._past[layer] = tuple(x_BCTHW[:, :, oldest:].clone() for x_BCTHW in present)
-        return present
+            oldest = max(0, k_BCTHW.shape[2] - self.max_attended_frames + 1)
+            self._past[layer] = (k_BCTHW[:, :, oldest:].clone(), v_BCTHW[:, :, oldest:].clone())
+        return k_BCTHW, v_BCTHW
 
     def end_chunk(self) -> None:
         """See `Past`."""

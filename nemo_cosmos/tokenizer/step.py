@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
-from nemo_cosmos.parallel.loss import MeanLossReduction, from_last_stage
+from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.parallel.startup import run_seed
 from nemo_cosmos.tokenizer import weights
@@ -136,10 +136,8 @@ class ReconstructionLossReduction(MeanLossReduction):
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> Tensor:
         """Averages over micro-batches and ranks; logs L1 and the PSNR of the whole batch's mean squared error."""
         l1, mse = (
-            from_last_stage(
-                super(ReconstructionLossReduction, self).reduce(
-                    [{"avg": entry[name]} for entry in losses_reduced_per_micro_batch]
-                )
+            super(ReconstructionLossReduction, self).reduce(
+                [{"avg": entry[name]} for entry in losses_reduced_per_micro_batch]
             )
             for name in ("l1", "mse")
         )

@@ -17,7 +17,7 @@ _PRELOAD = [
     "nemo_cosmos.diffusion.model",
     "nemo_cosmos.tokenizer.megatron_model",
 ]
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 
 
 def run_ranks(function: Callable[..., None], num_ranks: int, folder: Path, *args: Any) -> None:

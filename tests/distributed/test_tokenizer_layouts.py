@@ -50,7 +50,7 @@ FOUR_RANKS = {
 RELATIVE = 2e-5
 """Of a tensor's largest value. One rank's own fp32 gradients are off by up to 1.5e-5 from float64 here, and by 5e-4 in
 the discrete tokenizer; most layouts differ by less than 3e-6 from it."""
-FLOOR = 5e-8
+FLOOR = 2e-7
 """Of gradients whose norm is 22 to 31: biases of keys, and before norms, have none but what rounding leaves of it."""
 IMAGES = TokenizerConfig(
     modality="image",

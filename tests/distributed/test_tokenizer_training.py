@@ -19,7 +19,7 @@ pytestmark = pytest.mark.distributed
 
 ARCHITECTURE = TokenizerConfig(channels=8, channels_mult=(1, 1, 1), num_res_blocks=1, latent_channels=4)
 LAYOUTS = {"TP2": {"tp": 2}, "PP2": {"pp": 2}, "CP2": {"cp": 2}}
-FIGURES = ("loss", "grad_norm", "l1", "psnr_db")
+FIGURES = ("loss", "grad_norm")
 
 
 def run(folder: Path, *, steps: int, **layout: int) -> None:
