@@ -44,8 +44,9 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 def test_two_processes_train_like_one_in_every_layout(tmp_path: Path) -> None:
-    run(tmp_path / "one", steps=2)
-    startup.shutdown()
+    for steps in (1, 2):
+        run(tmp_path / "one", steps=steps)
+        startup.shutdown()
     run_ranks(run_in_every_layout, 2, tmp_path / "meeting", tmp_path)
     for name in LAYOUTS:
         run(tmp_path / name, steps=2)  # one process goes on
