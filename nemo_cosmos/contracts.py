@@ -205,6 +205,8 @@ class CheckpointCard(Record):
     parent: str | None = None
     """Fingerprint or path of the checkpoint that this one was post-trained from."""
     versions: dict[str, str] = field(default_factory=dict)
+    measured_by: dict[str, str] = field(default_factory=dict)
+    """What a tokenizer's loss terms were measured by; tells which weights stood in for ones that could not be had."""
 
 
 @dataclass(frozen=True, kw_only=True)

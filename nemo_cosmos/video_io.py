@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,18 +18,25 @@ from nemo_cosmos.files import written_aside
 
 if TYPE_CHECKING:
     import torch
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 _MEND_VIDEO = "The file is corrupt, empty or no video: fetch or write it again, or remove it."
 
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+
+
 def read_video(
-    source: str | Path | bytes, *, name: str | None = None, max_frames: int | None = None
+    source: str | Path | bytes, *, name: str | None = None, first_frame: int = 0, max_frames: int | None = None
 ) -> tuple[np.ndarray, float]:
     """Decodes a video.
 
     Args:
         source: Path of an mp4 or anything else that FFmpeg reads, or such a file's bytes.
         name: What errors call it; the path when there is one.
+        first_frame: Begin with this one; those before are decoded, but take no memory.
         max_frames: Stop after this many.
 
     Returns:
@@ -36,26 +46,76 @@ def read_video(
         UserError: The file is missing, corrupt, or holds no picture.
     """
     name = name or ("video" if isinstance(source, bytes) else str(source))
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise UserError(f"{name}: no such video file. Check the path.")
-    frames = []
-    try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
-            if not container.streams.video:
-                raise UserError(f"{name}: holds no video stream. Give a file with pictures in it.")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-            for frame in container.decode(stream):
-                frames.append(frame.to_ndarray(format="rgb24"))
-                if max_frames is not None and len(frames) >= max_frames:
-                    break
-    except av.FFmpegError as error:
-        raise user_error(name, error.strerror, "a video that can be decoded", _MEND_VIDEO) from error
+    with _opened(source, name) as (container, stream):
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        frames = list(_decoded(container, stream, first_frame, max_frames))
     if not frames or fps <= 0:
         got = f"{len(frames)} frames at {fps:g} per second"
         raise user_error(name, got, "at least one, at a known rate", _MEND_VIDEO)
     return np.stack(frames), fps
+
+
+def stream_video(path: str | Path, *, max_frames: int | None = None) -> Iterator[np.ndarray]:
+    """Decodes a video frame by frame, so that it need not fit into memory.
+
+    Args:
+        path: An mp4 or anything else that FFmpeg reads.
+        max_frames: Stop after this many.
+
+    Yields:
+        uint8 RGB [H, W, 3].
+
+    Raises:
+        UserError: The file is missing, holds no picture, or is corrupt, which may show only after some frames.
+    """
+    empty = True
+    with _opened(path, str(path)) as (container, stream):
+        for frame in _decoded(container, stream, 0, max_frames):
+            empty = False
+            yield frame
+    if empty:
+        raise user_error(str(path), "0 frames", "at least one", _MEND_VIDEO)
+
+
+def probe_video(path: str | Path) -> tuple[int, float]:
+    """Counts the frames that a video says it has, without decoding them, and reads the rate.
+
+    Returns:
+        Number of frames and frames per second.
+
+    Raises:
+        UserError: The file is missing, corrupt, or holds no picture.
+    """
+    with _opened(path, str(path)) as (container, stream):
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        num_frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+    if not num_frames or fps <= 0:
+        got = f"{num_frames} frames at {fps:g} per second"
+        raise user_error(str(path), got, "at least one, at a known rate", _MEND_VIDEO)
+    return num_frames, fps
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens a file's first video stream; what FFmpeg objects to in the block becomes a `UserError`."""
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise UserError(f"{name}: no such video file. Check the path.")
+    try:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
+            if not container.streams.video:
+                raise UserError(f"{name}: holds no video stream. Give a file with pictures in it.")
+            yield container, container.streams.video[0]
+    except av.FFmpegError as error:
+        raise user_error(name, error.strerror, "a video that can be decoded", _MEND_VIDEO) from error
+
+
+def _decoded(
+    container: InputContainer, stream: VideoStream, first_frame: int, max_frames: int | None
+) -> Iterator[np.ndarray]:
+    stream.thread_type = "AUTO"
+    stop = None if max_frames is None else first_frame + max_frames
+    for frame in itertools.islice(container.decode(stream), first_frame, stop):
+        yield frame.to_ndarray(format="rgb24")
 
 
 def write_video(path: str | Path, frames: np.ndarray, *, fps: float, crf: int = 16) -> Path:

@@ -71,13 +71,5 @@ def tokenize_part(
     """
     from nemo_cosmos.steps.tokenize import tokenize
 
-    worker, num_workers = array_place()
-    return tokenize(
-        curated,
-        output,
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        config=config,
-        worker=worker,
-        num_workers=num_workers,
-    )
+    array_place()
+    return tokenize(curated, output, tokenizer=tokenizer, text_encoder=text_encoder, config=config)

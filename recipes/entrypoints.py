@@ -53,7 +53,7 @@ def finetune(
     resume: AutoResume | None = None,
     may_lack: tuple[str, ...] = (),
 ) -> Path:
-    """Post-trains a WFM from another; name a recipe: `--factory diffusion_tiny_action_finetune`."""
+    """Post-trains a WFM or a tokenizer from another; name a recipe: `--factory diffusion_tiny_action_finetune`."""
     from nemo_cosmos.post_training.start import finetune as target
 
     return target(model, data, trainer, log=log, optim=optim, base=base, resume=resume, may_lack=may_lack)

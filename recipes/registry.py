@@ -22,6 +22,10 @@ PRETRAIN: dict[str, Callable[..., run.Partial]] = {
 """Run by `nemo cosmos pretrain --factory NAME`."""
 
 FINETUNE: dict[str, Callable[..., run.Partial]] = {
+    "tokenizer_tiny_flow_finetune": tokenizer.tokenizer_tiny_flow_finetune,
+    "tokenizer_tiny_adversarial_finetune": tokenizer.tokenizer_tiny_adversarial_finetune,
+    "tokenizer_cv8x8x8_720p_flow_finetune": tokenizer.tokenizer_cv8x8x8_720p_flow_finetune,
+    "tokenizer_cv8x8x8_720p_adversarial_finetune": tokenizer.tokenizer_cv8x8x8_720p_adversarial_finetune,
     "diffusion_tiny_action_finetune": post_training.diffusion_tiny_action_finetune,
     "diffusion_7b_video2world_finetune": post_training.diffusion_7b_video2world_finetune,
     "diffusion_14b_video2world_finetune": post_training.diffusion_14b_video2world_finetune,

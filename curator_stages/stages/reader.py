@@ -18,8 +18,7 @@ from curator_stages.tasks import SpanTask, VideoSpan
 from curator_stages.work import WorkFolder
 from nemo_cosmos.contracts import RawVideo
 from nemo_cosmos.errors import UserError, user_error
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
+from nemo_cosmos.video_io import VIDEO_SUFFIXES
 
 
 @dataclass
@@ -64,7 +63,7 @@ def plan_spans(input_dir: str | Path, output_dir: str | Path, config: CurationCo
     paths = sorted(path for path in root.rglob("*") if _is_video(path, root) and not _inside(path, Path(output_dir)))
     if not paths:
         raise user_error(
-            "input folder", str(root), f"at least one of *{', *'.join(VIDEO_SUFFIXES)}", "Put videos there."
+            "input folder", str(root), f"at least one of *{', *'.join(sorted(VIDEO_SUFFIXES))}", "Put videos there."
         )
     fingerprint = config.span_fingerprint()
     return [span for path in paths for span in _spans_of(path, root, config, fingerprint)]

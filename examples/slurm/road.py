@@ -19,6 +19,7 @@ import nemo_run as run
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.tokenizer.published import config_told_by
 from recipes import executors, registry
 
 
@@ -192,15 +193,19 @@ def check_tokenizer(tokenizer: str) -> None:
     here = seen_here(PurePosixPath(tokenizer), settings["container_mounts"])
     convert = "nemo-cosmos convert MODEL_PT FOLDER --to nemo --preset CV8x8x8-720p"
     if not here.exists():
-        fix = f"Mount it with container_mounts; a published model.pt is converted by `{convert}`."
+        fix = f"Mount it with container_mounts; a model.pt alone is converted by `{convert}`."
         raise user_error("--tokenizer", tokenizer, f"a folder, seen here as {here}", fix)
-    try:
-        is_loaded = detect(here) is not Format.REFERENCE
-    except UserError:
-        is_loaded = False
-    if not is_loaded:
-        expected = "a NeMo checkpoint, a diffusers folder or a tokenizer folder"
+    if not _can_be_loaded(here):
+        expected = "a NeMo checkpoint, a diffusers folder, a tokenizer folder or a published one under its own name"
         raise user_error("--tokenizer", tokenizer, expected, f"Convert it: `{convert}`.")
+
+
+def _can_be_loaded(folder: Path) -> bool:
+    try:
+        found = detect(folder)
+        return found is not Format.REFERENCE and (found is not Format.PUBLISHED or config_told_by(folder) is not None)
+    except UserError:
+        return False
 
 
 def seen_here(path: PurePosixPath, mounts: list[str]) -> Path:

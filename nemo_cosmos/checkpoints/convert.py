@@ -21,15 +21,20 @@ from nemo_cosmos.diffusion.architecture import architecture_of, config_from
 from nemo_cosmos.diffusion.config import PRESETS as DIT_PRESETS
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import read_json, write_json, written_aside
-from nemo_cosmos.tokenizer import conversion
+from nemo_cosmos.tokenizer import conversion, published
 from nemo_cosmos.tokenizer import state_dict as tokenizer_names
+from nemo_cosmos.tokenizer import weights as tokenizer_weights
 from nemo_cosmos.tokenizer.config import PRESETS as TOKENIZER_PRESETS
-from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.config import RELEASED, TokenizerConfig
+from nemo_cosmos.tokenizer.export import Program, export
 from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
 
-Target = Literal["nemo", "diffusers", "reference", "safetensors"]
+Target = Literal["nemo", "diffusers", "reference", "safetensors", "torchscript", "torch_export", "onnx"]
 Kind = Literal["tokenizer", "diffusion"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+TOKENIZERS = TOKENIZER_PRESETS | {name: TOKENIZER_PRESETS[preset] for name, preset in RELEASED.items()}
+"""Architectures of tokenizers by the names of presets and of published repositories."""
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -60,13 +65,16 @@ def convert(
     """Converts a tokenizer or a diffusion WFM.
 
     Args:
-        source: NeMo checkpoint, diffusers folder, tokenizer folder, `.safetensors` with a card beside it, reference
+        source: NeMo checkpoint, diffusers folder, tokenizer folder, `.safetensors` with a card beside it, published
+            tokenizer folder (`encoder.jit` and `decoder.jit`, `autoencoder.jit`, or `model.pt`), reference `.jit`,
             `.pt` or `.safetensors`, or the name of embedded weights.
-        target: A folder for `nemo` and `diffusers`, a file for `reference` (.pt, .safetensors) and `safetensors`
-            (whole weights under our names with a card beside them, as embedded ones).
-        to: The format to write.
-        preset: The architecture of reference weights, which do not tell it: a name such as `diffusion_7b` or
-            `CV8x8x8-720p`.
+        target: A file for `reference` (.pt, .safetensors) and `safetensors` (whole weights under our names with a card
+            beside them, as embedded ones), a folder for all others.
+        to: The format to write; `torchscript`, `torch_export` and `onnx` take tokenizers alone and write programs that
+            run without this package (`nemo_cosmos.tokenizer.export`).
+        preset: The architecture of published and reference weights: a name such as `diffusion_7b` or `CV8x8x8-720p`, or
+            a tokenizer's published name such as `Cosmos-Tokenize1-CV8x8x8-720p`. Needed where neither the folder's name
+            nor a `config.json` tells it.
         dtype: Store floating-point weights so; None leaves them as they are, bit for bit.
         tokenizer: The tokenizer whose latents a diffusion WFM was trained on, for its card; anything `load_tokenizer`
             takes.
@@ -83,23 +91,15 @@ def convert(
     if dtype not in (None, *get_args(Dtype)):
         raise user_error("--dtype", dtype, f"one of {get_args(Dtype)}", "Choose one of them, or leave it out.")
     model = _read(source, preset)
+    if model.kind == "tokenizer":
+        tokenizer_weights.check(TokenizerConfig.from_dict(model.card.config), model.weights)
     if dtype is not None:
         model = _cast(model, getattr(torch, dtype))
     if (tokenizer, statistics) != (None, None):
         if model.kind != "diffusion":
             raise user_error("--tokenizer, --statistics", model.kind, "a diffusion WFM", "Leave them out.")
         model = dataclasses.replace(model, card=with_latents(model.card, tokenizer=tokenizer, statistics=statistics))
-    target, dropped = Path(target), list(model.dropped)
-    if to == "nemo":
-        nemo_format.save(model.kind, model.weights, model.card, target, may_lack=model.may_lack)
-    elif to == "safetensors":
-        with written_aside(target) as aside:
-            write_tensors(aside, model.weights)
-        write_json(target.with_suffix(".json"), model.card.to_dict())
-    elif to == "diffusers":
-        dropped += _write_diffusers(model, target)
-    else:
-        dropped += _write_reference(model, target)
+    dropped = [*model.dropped, *_write(model, Path(target), to)]
     return {
         "kind": model.kind,
         "weights": len(model.weights),
@@ -107,6 +107,23 @@ def convert(
         "dropped": dropped,
         "target": str(target),
     }
+
+
+def _write(model: WholeModel, target: Path, to: Target) -> list[str]:
+    """Writes a model and returns what the format cannot hold."""
+    if to == "diffusers":
+        return _write_diffusers(model, target)
+    if to == "reference":
+        return _write_reference(model, target)
+    if to in get_args(Program):
+        return _write_program(model, target, to)
+    if to == "nemo":
+        nemo_format.save(model.kind, model.weights, model.card, target, may_lack=model.may_lack)
+    else:
+        with written_aside(target) as aside:
+            write_tensors(aside, model.weights)
+        write_json(target.with_suffix(".json"), model.card.to_dict())
+    return []
 
 
 def _cast(model: WholeModel, dtype: torch.dtype) -> WholeModel:
@@ -125,6 +142,8 @@ def _read(source: str | Path, preset: str | None) -> WholeModel:
     if found is Format.FOLDER:
         config = TokenizerConfig.from_dict(read_json(place / "config.json"))
         return _tokenizer(read_tensors(place / "model.safetensors"), config, place)
+    if found is Format.PUBLISHED:
+        return _read_published(place, preset)
     card_path = place.with_suffix(".json")
     if preset is None and place.suffix == ".safetensors" and card_path.exists():
         card = CheckpointCard.from_dict(read_json(card_path))
@@ -159,23 +178,28 @@ def _diffusers_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _read_reference(path: Path, preset: str | None) -> WholeModel:
-    if preset is None or preset not in TOKENIZER_PRESETS | DIT_PRESETS:
-        known = sorted(TOKENIZER_PRESETS | DIT_PRESETS)
+def _read_published(folder: Path, preset: str | None) -> WholeModel:
+    model = _read_reference(folder, preset)
+    if model.kind == "diffusion":
+        return model
+    mean, std, dropped = published.read_statistics(folder, TokenizerConfig.from_dict(model.card.config))
+    card = dataclasses.replace(model.card, latent_mean=mean, latent_std=std)
+    return dataclasses.replace(model, card=card, dropped=dropped)
+
+
+def _read_reference(place: Path, preset: str | None) -> WholeModel:
+    """Reads weights under the reference's names: a file, or a published folder."""
+    if preset in DIT_PRESETS:
+        weights = published.read_weights(place)
+        with_mask = any(name.endswith("x_embedder.proj.1.weight") and w.shape[1] == 72 for name, w in weights.items())
+        dit_config = DIT_PRESETS[preset](concat_condition_mask=with_mask)
+        return _dit(dit_names.from_reference(weights, dit_config), architecture_of(dit_config), place)
+    config = published.config_told_by(place) if preset is None else TOKENIZERS.get(preset.removeprefix("nvidia/"))
+    if config is None:
+        known = sorted(TOKENIZERS.keys() | DIT_PRESETS.keys())
         raise user_error("--preset", preset, f"one of {known}", "Reference weights do not tell their architecture.")
-    weights = _reference_weights(path)
-    if preset in TOKENIZER_PRESETS:
-        config = TOKENIZER_PRESETS[preset]
-        return _tokenizer(tokenizer_names.from_reference_names(weights, config), config, path)
-    with_mask = any(name.endswith("x_embedder.proj.1.weight") and w.shape[1] == 72 for name, w in weights.items())
-    dit_config = DIT_PRESETS[preset](concat_condition_mask=with_mask)
-    return _dit(dit_names.from_reference(weights, dit_config), architecture_of(dit_config), path)
-
-
-def _reference_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    return conversion.read_pt(path)
+    weights = published.read_weights(place)
+    return _tokenizer(tokenizer_names.from_reference_names(weights, config), config, place)
 
 
 def _tokenizer(weights: dict[str, torch.Tensor], config: TokenizerConfig, source: Path) -> WholeModel:
@@ -235,4 +259,15 @@ def _write_reference(model: WholeModel, path: Path) -> list[str]:
             torch.save(weights, aside)
         else:
             write_tensors(aside, weights)
+    return _latents_told(model.card)
+
+
+def _write_program(model: WholeModel, folder: Path, to: Program) -> list[str]:
+    if model.kind != "tokenizer":
+        raise user_error("--to", to, "a format of diffusion WFMs", "Only tokenizers become programs.")
+    dtypes = {weight.dtype for weight in model.weights.values()}
+    if len(dtypes) != 1:
+        raise user_error("weights", sorted(map(str, dtypes)), "one dtype", "Choose it: --dtype.")
+    config = TokenizerConfig.from_dict(model.card.config)
+    export(tokenizer_weights.build(config, model.weights, dtype=dtypes.pop()), folder, to=to)
     return _latents_told(model.card)

@@ -6,6 +6,7 @@ import enum
 from pathlib import Path
 
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.tokenizer.published import is_published
 
 
 class Format(enum.Enum):
@@ -14,6 +15,7 @@ class Format(enum.Enum):
     NEMO = "a NeMo distributed checkpoint"
     DIFFUSERS = "a diffusers folder"
     FOLDER = "a tokenizer folder"
+    PUBLISHED = "a published tokenizer folder"
     REFERENCE = "reference weights"
 
 
@@ -26,7 +28,7 @@ def detect(path: str | Path) -> Format:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint. Check the path.")
-    if path.is_file() and path.suffix in (".pt", ".safetensors"):
+    if path.is_file() and path.suffix in (".jit", ".pt", ".safetensors"):
         return Format.REFERENCE
     if (path / "weights" / "metadata.json").is_file():
         return Format.NEMO
@@ -36,7 +38,11 @@ def detect(path: str | Path) -> Format:
         return Format.DIFFUSERS
     if (path / "model.safetensors").is_file():
         return Format.FOLDER
+    if is_published(path):
+        return Format.PUBLISHED
     raise UserError(
         f"{path}: is none of: a NeMo checkpoint (weights/metadata.json), a diffusers folder "
-        "(diffusion_pytorch_model.safetensors), a tokenizer folder (model.safetensors), a .pt or .safetensors file."
+        "(diffusion_pytorch_model.safetensors), a tokenizer folder (model.safetensors), a "
+        "published tokenizer folder (encoder.jit and decoder.jit, autoencoder.jit, or model.pt), a .jit, .pt or "
+        ".safetensors file."
     )

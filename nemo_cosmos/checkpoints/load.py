@@ -19,7 +19,7 @@ from nemo_cosmos.diffusion.warm_start import load_whole_weights
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.stages import stage_ends
-from nemo_cosmos.tokenizer import conversion, weights
+from nemo_cosmos.tokenizer import conversion, published, weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.model import Tokenizer, build_tokenizer
 from nemo_cosmos.training.load import load_weights
@@ -37,7 +37,8 @@ def load_tokenizer(place: str | Path) -> LoadedTokenizer:
     """Loads a tokenizer in evaluation mode, float32.
 
     Args:
-        place: Our folder, a diffusers folder, a NeMo checkpoint, or the name of embedded weights.
+        place: Our folder, a published folder that tells its release, a diffusers folder, a NeMo checkpoint, or the name
+            of embedded weights.
 
     Raises:
         UserError: There is none, or its weights do not fit.
@@ -53,6 +54,8 @@ def load_tokenizer(place: str | Path) -> LoadedTokenizer:
         return LoadedTokenizer(model=conversion.from_diffusers(place), name=place.name)
     if found is Format.FOLDER:
         return LoadedTokenizer(model=weights.load(place), name=place.name)
+    if found is Format.PUBLISHED:
+        return LoadedTokenizer(model=published.load(place), name=place.name)
     if found is Format.NEMO:
         card = read_card(place)
         model = build_tokenizer(TokenizerConfig.from_dict(card.config)).eval()

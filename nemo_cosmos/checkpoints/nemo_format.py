@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
 from nemo_cosmos.contracts import CheckpointCard
@@ -16,10 +17,11 @@ from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model import build_tokenizer
 from nemo_cosmos.training.load import PREFIX, WEIGHTS, read_whole
 
 if TYPE_CHECKING:
-    from nemo_cosmos.tokenizer.step import MegatronVideoTokenizer
+    from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 
 
 def read(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -39,7 +41,7 @@ def save(
     *,
     may_lack: tuple[str, ...] = (),
 ) -> None:
-    """Writes a Megatron distributed checkpoint in NeMo's layout, and its card.
+    """Writes a Megatron distributed checkpoint in NeMo's layout, in float32 as training keeps weights, and its card.
 
     Args:
         kind: What the weights are.
@@ -54,12 +56,12 @@ def save(
     from megatron.core import dist_checkpointing
 
     with initialize():
-        module = _module(kind, card)
+        module = _network(card) if kind == "diffusion" else build_tokenizer(TokenizerConfig.from_dict(card.config))
         missing, unknown = module.load_state_dict(weights, strict=False)
         _refuse_gaps([name for name in missing if name not in may_lack and not name.endswith("_extra_state")], unknown)
         with written_aside(folder) as aside:
             (aside / WEIGHTS).mkdir(parents=True)
-            dist_checkpointing.save({"state_dict": module.sharded_state_dict(prefix=PREFIX)}, str(aside / WEIGHTS))
+            dist_checkpointing.save({"state_dict": _sharded(module)}, str(aside / WEIGHTS))
             write_json(aside / "card.json", card.to_dict())
 
 
@@ -73,14 +75,13 @@ def _refuse_gaps(missing: list[str], unknown: list[str]) -> None:
         )
 
 
-def _module(kind: Literal["tokenizer", "diffusion"], card: CheckpointCard) -> nn.Module:
-    if kind == "diffusion":
-        # TransformerEngine would want a GPU, and its layers store the same weights.
-        return CosmosDiT(config_from(card.config, backend="torch"), **stage_ends(None))
-    return _megatron_tokenizer(TokenizerConfig.from_dict(card.config))
+def _network(card: CheckpointCard) -> CosmosDiT:
+    # TransformerEngine would want a GPU, and its layers store the same weights.
+    return CosmosDiT(config_from(card.config, backend="torch"), **stage_ends(None))
 
 
-def _megatron_tokenizer(config: TokenizerConfig) -> MegatronVideoTokenizer:
-    from nemo_cosmos.tokenizer.step import TokenizerModelConfig
-
-    return TokenizerModelConfig(architecture=config).configure_model()
+def _sharded(module: nn.Module) -> ShardedStateDict:
+    """What is saved of a module; every weight of a tokenizer is whole."""
+    if isinstance(module, CosmosDiT):
+        return module.sharded_state_dict(prefix=PREFIX)
+    return make_sharded_tensors_for_checkpoint(module.state_dict(keep_vars=True), PREFIX)

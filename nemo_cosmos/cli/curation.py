@@ -72,13 +72,13 @@ def tokenize(
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     window_stride: Annotated[int, typer.Option(help="Frames between two samples of a clip.")] = 8,
-    worker: Annotated[
-        int, typer.Option(help="This process's number in an array job.", envvar="SLURM_ARRAY_TASK_ID")
-    ] = 0,
-    num_workers: Annotated[int, typer.Option(help="Size of the array job.", envvar="SLURM_ARRAY_TASK_COUNT")] = 1,
+    executor: Annotated[str, typer.Option(help="in_process, ray_data or xenna.")] = "in_process",
     as_json: Json = False,
 ) -> None:
-    """Write the latent cache: tokenizer output, text states and conditions of every curated clip."""
+    """Write the latent cache: tokenizer output, text states and conditions of every curated clip.
+
+    Goes on where it stopped; in a Slurm array job, every task writes its share of the shards.
+    """
     from nemo_cosmos.data.latent_cache import LatentCacheConfig
     from nemo_cosmos.steps.tokenize import tokenize as run
 
@@ -89,8 +89,7 @@ def tokenize(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         config=config,
-        worker=worker,
-        num_workers=num_workers,
+        executor=executor,
     )
     result = {"finished": False} if card is None else {"finished": True, **card.to_dict()}
     show(result, as_json=as_json)

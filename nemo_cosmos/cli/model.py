@@ -9,7 +9,7 @@ import typer
 
 from nemo_cosmos.cli.output import Json, show
 
-_evaluate = typer.Typer(name="evaluate", help="Measure a tokenizer or a WFM on held-out clips.", no_args_is_help=True)
+_evaluate = typer.Typer(name="evaluate", help="Measure a tokenizer or a WFM.", no_args_is_help=True)
 _guard = typer.Typer(name="guard", help="Run the guardrail alone on a prompt or a video.", no_args_is_help=True)
 
 
@@ -90,10 +90,24 @@ def generate(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="NeMo checkpoint, diffusers folder, reference .pt or .safetensors.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="NeMo checkpoint, diffusers or published folder, reference .jit, .pt or .safetensors."),
+    ],
     target: Annotated[Path, typer.Argument(help="Folder or file to write.")],
-    to: Annotated[str, typer.Option(help="nemo, diffusers, reference, or safetensors (with a card, as embedded).")],
-    preset: Annotated[str | None, typer.Option(help="Architecture of reference weights, such as diffusion_7b.")] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="nemo, diffusers, reference, or safetensors (with a card, as embedded); "
+            "of a tokenizer also torchscript (published layout), torch_export, or onnx."
+        ),
+    ],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of reference weights: diffusion_7b, CV8x8x8-720p, Cosmos-Tokenize1-CV8x8x8-720p."
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as the source when absent.")] = None,
     tokenizer: Annotated[
         str | None,
@@ -109,6 +123,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint of a tokenizer or a diffusion WFM between formats, bit for bit.
 
+    Published tokenizers tell their preset by their folder's name or config.json. Pickled code is never run.
+
     Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics. Generation and
     post-training need both: give them here as --tokenizer and --statistics.
     """
@@ -120,16 +136,40 @@ def convert(
 
 @_evaluate.command("tokenizer")
 def evaluate_tokenizer(
-    curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
-    output: Annotated[Path, typer.Argument(help="JSON to write.")],
+    data: Annotated[Path, typer.Argument(help="Folder of videos and pictures, or one that `curate` wrote.")],
+    output: Annotated[Path, typer.Argument(help="Folder for measures.json, report.html, the sheet and the plot.")],
     tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
-    num_clips: Annotated[int, typer.Option(help="Held-out windows to measure.")] = 32,
+    max_frames: Annotated[int | None, typer.Option(help="At most so many frames of each file.")] = None,
+    temporal_window: Annotated[
+        int | None,
+        typer.Option(help="Code windows of so many frames alone; the published code takes 17. Without: one stream."),
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="Code larger pictures in tiles of so many pixels.")] = None,
+    max_attended_frames: Annotated[
+        int | None, typer.Option(help="Latent frames that temporal attention sees at most, to bound memory.")
+    ] = None,
+    num_clips: Annotated[int, typer.Option(help="Held-out windows to measure, of a folder that `curate` wrote.")] = 32,
+    fast: Annotated[bool, typer.Option(help="Leave out the Fréchet distance and the video codecs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """PSNR, SSIM and LPIPS-like of a tokenizer on held-out clips, beside bicubic and DCT coding at the same rate."""
-    from nemo_cosmos.steps.evaluate_tokenizer import evaluate_tokenizer as run
+    """PSNR, SSIM, LPIPS-like, Fréchet distance, codebook use and bits of a tokenizer, beside H.264 and H.265.
 
-    show(run(curated, output, tokenizer=tokenizer, num_clips=num_clips), as_json=as_json)
+    Videos and pictures may have any size and length: they are coded as a stream, in flat memory. Of a folder that
+    `curate` wrote, held-out windows are taken, and bicubic and DCT coding at the same rate are compared as well.
+    """
+    from nemo_cosmos.steps.evaluate_tokenizer import evaluate_tokenizer as run
+    from nemo_cosmos.tokenizer.reconstruction import CodingConfig
+
+    result = run(
+        data,
+        output,
+        tokenizer=tokenizer,
+        coding=CodingConfig(temporal_window=temporal_window, tile=tile, max_attended_frames=max_attended_frames),
+        max_frames=max_frames,
+        fast=fast,
+        num_clips=num_clips,
+    )
+    show(result, as_json=as_json)
 
 
 @_evaluate.command("wfm")

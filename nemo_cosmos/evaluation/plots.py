@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from nemo_cosmos.evaluation.rate_distortion import RatePoint
     from nemo_cosmos.evaluation.video_prediction import PredictionEvaluation
 
 _SMOOTHING = 0.9
@@ -85,6 +86,36 @@ def interval_chart(evaluation: PredictionEvaluation, measure: str = "PSNR") -> F
         axes.errorbar([interval.mean], [name], xerr=spread, fmt="o", capsize=4, color=f"C{i}", markersize=7)
     axes.invert_yaxis()
     axes.margins(y=0.25)
+    return figure
+
+
+def rate_distortion_chart(
+    curves: Mapping[str, Sequence[RatePoint]], *, name: str, point: RatePoint, videos: Sequence[RatePoint] = ()
+) -> Figure:
+    """Draws PSNR over bits per pixel, the rate on a logarithmic axis.
+
+    Args:
+        curves: Of codecs, by name.
+        name: Of the tokenizer.
+        point: Its mean, drawn large.
+        videos: Its point for each video, drawn faint.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure, axes = _figure("bits per pixel", "PSNR (dB)")
+    for codec, curve in curves.items():
+        rates, values = zip(*((p.bits_per_pixel, p.psnr_db) for p in curve), strict=True)
+        axes.plot(rates, values, marker="o", markersize=3.5, label=codec)
+    color = f"C{len(curves)}"
+    if len(videos) > 1:
+        rates, values = zip(*((p.bits_per_pixel, p.psnr_db) for p in videos), strict=True)
+        axes.scatter(rates, values, color=color, alpha=0.5, s=24, linewidths=0, label=f"{name}, each video")
+    axes.plot([point.bits_per_pixel], [point.psnr_db], color=color, marker="*", markersize=13, linestyle="", label=name)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(frameon=False)
     return figure
 
 

@@ -6,6 +6,7 @@ the run will see it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from nemo.lightning import AutoResume, NeMoLogger, Trainer
 from nemo.lightning.pytorch.optim import OptimizerModule
 
 from nemo_cosmos.checkpoints.embedded import embedded_path
-from nemo_cosmos.errors import UserError
+from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.training import api
 from nemo_cosmos.training.card import CARD
 from nemo_cosmos.training.checkpoint import finished_checkpoints
@@ -23,7 +24,7 @@ from nemo_cosmos.training.checkpoint import finished_checkpoints
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A WFM to start from."""
+    """A WFM or tokenizer to start from."""
 
     weights: Path
     """A checkpoint folder, or a safetensors file of whole weights."""
@@ -36,7 +37,7 @@ class Base:
 
 
 def find_base(base: str) -> Base:
-    """Finds a WFM to start from.
+    """Finds a WFM or tokenizer to start from.
 
     Args:
         base: A checkpoint folder; a run's folder, of which the newest finished checkpoint is taken; a safetensors file
@@ -72,11 +73,11 @@ def finetune(
     resume: AutoResume | None = None,
     may_lack: tuple[str, ...] = (),
 ) -> Path:
-    """Trains a WFM on from a base, on latents that are normalised as the base's were.
+    """Trains a WFM on from a base, on latents that are normalised as the base's were; or a tokenizer, on clips.
 
     Args:
-        model: Makes the model; takes `init_from`, as `DiffusionModel` does.
-        data: Makes the data; takes `statistics_of`, as `LatentDataModule` does.
+        model: Makes the model; takes `init_from`, as `DiffusionModel` does, where a base may be a file.
+        data: Makes the data; takes `statistics_of`, as `LatentDataModule` does, where it holds latents.
         trainer: As for `nemo_cosmos.training.api.finetune`, and so all others that are not told here.
         log: Where to write.
         optim: Optimizer and schedule.
@@ -91,10 +92,12 @@ def finetune(
         UserError: There is no such base, or it does not fit the model or the data.
     """
     found = find_base(base)
+    if found.is_file and not _takes(model, "init_from"):
+        raise user_error("base", base, "a checkpoint or a run's folder", "This model starts from no other file.")
     # A file is read while the model is built; Megatron reads a checkpoint once the optimizer stands.
     return api.finetune(
         model(init_from=str(found.weights)) if found.is_file else model(),
-        data(statistics_of=str(found.card)),
+        data(statistics_of=str(found.card)) if _takes(data, "statistics_of") else data(),
         trainer,
         log=log,
         optim=optim,
@@ -102,3 +105,7 @@ def finetune(
         base=None if found.is_file else found.weights,
         may_lack=may_lack,
     )
+
+
+def _takes(make: Callable, argument: str) -> bool:
+    return argument in inspect.signature(make).parameters

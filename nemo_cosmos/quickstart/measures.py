@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_cosmos.contracts import Verdict
 from nemo_cosmos.evaluation.report import MediaFile, TokenizerRow
+from nemo_cosmos.evaluation.tokenizer_report import MEASURES_FILE
 from nemo_cosmos.evaluation.video_prediction import PredictionEvaluation, paired_difference
 from nemo_cosmos.files import read_json
 from nemo_cosmos.quickstart.config import QuickstartConfig
@@ -71,7 +72,7 @@ def of_generation(config: QuickstartConfig, result: GeneratedVideo) -> Measures:
 def for_report(config: QuickstartConfig) -> dict[str, Any]:
     """The parts of `QuickstartSummary` that stand in files."""
     output = config.output
-    tokenizer = read_json(output / "tokenizer.json")
+    tokenizer = read_json(output / "tokenizer_evaluation" / MEASURES_FILE)
     record = read_json(output / "generated" / "video.json")
     prediction = PredictionEvaluation.from_dict(read_json(output / "evaluation" / "prediction.json"))
     actions = PredictionEvaluation.from_dict(read_json(output / "evaluation" / "actions.json"))

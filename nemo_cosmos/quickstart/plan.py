@@ -57,11 +57,13 @@ def train_tokenizer(config: QuickstartConfig) -> run.Partial:
 
 def evaluate_tokenizer(config: QuickstartConfig) -> run.Partial:
     """On held-out clips, beside bicubic and DCT coding."""
-    return registry.find("evaluate_tokenizer")(
-        curated=str(config.output / "curated"),
-        output=str(config.output / "tokenizer.json"),
+    recipe = registry.find("evaluate_tokenizer")(
+        data=str(config.output / "curated"),
+        output=str(config.output / "tokenizer_evaluation"),
         tokenizer=str(tokenizer_checkpoint(config)),
     )
+    recipe.fast = True
+    return recipe
 
 
 def tokenize(config: QuickstartConfig) -> run.Partial:

@@ -15,11 +15,10 @@ from nemo_cosmos.files import written_aside
 from nemo_cosmos.simulation.packaged import collect_packaged
 from nemo_cosmos.simulation.rollout import HELDOUT_SEED_START
 from nemo_cosmos.simulation.writer import is_complete, read_sidecar, video_paths, write_rollout
+from nemo_cosmos.video_io import VIDEO_SUFFIXES
 
 MULTIVIEW_SEED_OFFSET = 500_000
 """Six-camera rollouts use seed + this and on, so that asking for more of the others never moves them."""
-
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v"})
 
 
 @dataclass(kw_only=True)

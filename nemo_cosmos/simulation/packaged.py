@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import av
-
 from nemo_cosmos.contracts import RawVideo
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.simulation.writer import is_complete
+from nemo_cosmos.video_io import probe_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ def collect_packaged(output_dir: Path) -> tuple[list[Path], int]:
         if is_complete(path):
             skipped += 1
             continue
-        num_frames, fps = _measure(origin)
+        num_frames, fps = probe_video(origin)
         with written_aside(path) as aside:
             shutil.copyfile(origin, aside)
         record = RawVideo(
@@ -70,14 +69,6 @@ def collect_packaged(output_dir: Path) -> tuple[list[Path], int]:
         )
         write_json(path.with_suffix(".json"), record.to_dict())
     return paths, skipped
-
-
-def _measure(video: Path) -> tuple[int, float]:
-    """Counts frames without decoding them, since a clip may be longer than memory is wide; and reads the rate."""
-    with av.open(str(video)) as container:
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate)
-        return stream.frames or sum(packet.size > 0 for packet in container.demux(stream)), fps
 
 
 def _locate(clip: PackagedClip) -> Path | None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from nemo_curator.pipeline import Pipeline
+from nemo_curator.stages.resources import Resources
+
+from curator_stages.executor import make_executor
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.contracts import LatentCacheCard
-from nemo_cosmos.data.latent_cache import LatentCacheConfig, write_latent_cache
-from nemo_cosmos.parallel.device import current_device
-from nemo_cosmos.text import load_text_encoder
+from nemo_cosmos.data.latent_cache import LatentCacheConfig
+from nemo_cosmos.data.latent_writer import begin_latent_cache, finish_latent_cache
+from nemo_cosmos.steps.tokenize_stages import ShardReaderStage, TokenizeStage
+from nemo_cosmos.text import text_encoder_config
 
 
 def tokenize(
@@ -18,10 +24,11 @@ def tokenize(
     tokenizer: str = "tokenizer_tiny",
     text_encoder: str = "minilm-l6",
     config: LatentCacheConfig | None = None,
-    worker: int = 0,
-    num_workers: int = 1,
+    executor: str = "in_process",
 ) -> LatentCacheCard | None:
     """Writes the latent cache of a curated folder; goes on where an earlier run stopped.
+
+    In a Slurm array job every task writes its share of the shards.
 
     Args:
         curated: Folder that `nemo-cosmos curate` wrote.
@@ -29,23 +36,40 @@ def tokenize(
         tokenizer: A tokenizer folder or NeMo checkpoint, or the name of embedded weights.
         text_encoder: A name of `nemo_cosmos.text.TEXT_ENCODERS`.
         config: What to cut from each clip.
-        worker: This process's number, in an array job.
-        num_workers: Size of the array.
+        executor: A name of `curator_stages.executor.EXECUTORS`; the Ray ones need folders that all workers see.
 
     Returns:
-        The cache's card, or None when other workers are not done.
+        The cache's card, or None when other tasks of the array are not done.
 
     Raises:
-        UserError: See `write_latent_cache`.
+        UserError: There is no curated shard or no long enough clip, the models cannot be had, or `output` belongs to
+            another tokenizer or configuration.
     """
-    loaded, device = load_tokenizer(tokenizer), current_device()
-    return write_latent_cache(
+    # Workers of another machine start in another folder.
+    curated, output = str(Path(curated).resolve()), str(Path(output).resolve())
+    tokenizer = str(Path(tokenizer).resolve()) if Path(tokenizer).exists() else tokenizer
+    config, encoder, runner = config or LatentCacheConfig(), text_encoder_config(text_encoder), make_executor(executor)
+    loaded = load_tokenizer(tokenizer)
+    fingerprint = loaded.model.fingerprint()
+    begin_latent_cache(output, fingerprint, config, encoder.name)
+    stages = [
+        ShardReaderStage(curated=curated, output=output),
+        TokenizeStage(
+            curated=curated,
+            output=output,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            config=config,
+            progress=executor == "in_process",
+            resources=Resources(cpus=1.0, gpus=1.0 if torch.cuda.is_available() else 0.0),
+        ),
+    ]
+    Pipeline(name="tokenize", stages=stages).run(runner)
+    return finish_latent_cache(
         curated,
         output,
-        tokenizer=loaded.model.to(device),
+        fingerprint=fingerprint,
         tokenizer_name=loaded.name,
-        text_encoder=load_text_encoder(text_encoder).to(device),
-        config=config or LatentCacheConfig(),
-        worker=worker,
-        num_workers=num_workers,
+        text_encoder=encoder,
+        config=config,
     )

@@ -89,6 +89,17 @@ class TextEncoder:
         return (states * mask.unsqueeze(-1)).clone(), mask.clone()
 
 
+def text_encoder_config(name: str) -> TextEncoderConfig:
+    """Finds an encoder of `TEXT_ENCODERS`.
+
+    Raises:
+        UserError: The name is unknown.
+    """
+    if name not in TEXT_ENCODERS:
+        raise user_error("text encoder", name, f"one of {sorted(TEXT_ENCODERS)}", "Choose one of them.")
+    return TEXT_ENCODERS[name]
+
+
 def load_text_encoder(name: str) -> TextEncoder:
     """Loads an encoder of `TEXT_ENCODERS`.
 
@@ -101,9 +112,7 @@ def load_text_encoder(name: str) -> TextEncoder:
     Raises:
         UserError: The name is unknown, or the package or weights are not there.
     """
-    if name not in TEXT_ENCODERS:
-        raise user_error("text encoder", name, f"one of {sorted(TEXT_ENCODERS)}", "Choose one of them.")
-    config = TEXT_ENCODERS[name]
+    config = text_encoder_config(name)
     from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
     source, options = _weights_of(config)

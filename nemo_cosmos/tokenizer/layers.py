@@ -281,8 +281,7 @@ class HybridUpsample(nn.Module):
         """[B, C, T, H, W] -> [B, C, 1 + 2 (T-1), 2 H, 2 W] where both are doubled."""
         if self.time:
             num_single = 1 if past.at_start else 0  # the video's first frame stays one frame
-            if x_BCTHW.shape[2] > num_single:
-                x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)[:, :, num_single:]
+            x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)[:, :, num_single:]
             x_BCTHW = self.conv1(x_BCTHW, past) + x_BCTHW
         if self.space:
             x_BCTHW = x_BCTHW.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)

@@ -6,58 +6,78 @@ Shape letters: B batch, C colours, T frames, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
 
 from nemo_cosmos.errors import user_error
-from nemo_cosmos.parallel.startup import run_seed
+from nemo_cosmos.tokenizer.perceptual import PerceptualDistance, VggPerceptual
 
-PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
-"""(reconstruction, video), both [B, C, T, H, W] in [-1, 1] -> scalar."""
+FlowEstimator = Callable[[Tensor, Tensor], Tensor]
+"""(frames, next frames), both [N, C, H, W] in [-1, 1] -> motion in pixels [N, 2, H, W], x before y; differentiable."""
 
 _PIXEL_RANGE = 2.0
 
 
-class SparsePerceptual:
-    """A distance between pictures as a distance between videos, on a few frames of each.
+@dataclass(frozen=True, kw_only=True)
+class WeightSchedule:
+    """A weight that changes in steps over the training."""
 
-    Looking at every frame would cost several times the tokenizer itself. The frames are drawn from the seed that the
-    strategy has given torch for this step: they are the same on all data-parallel ranks and in all micro-batches, so
-    that the loss does not depend on how a batch is divided.
+    values: tuple[float, ...]
+    """One more than boundaries."""
+    boundaries: tuple[int, ...] = ()
+    """Optimizer steps, rising; at boundary i the weight goes from value i to value i + 1."""
 
-    Args:
-        distance: (x, y), both [B, C, H, W] in [-1, 1] -> [B]; moved to the video's device at its first use.
-        num_frames: Frames looked at.
-    """
+    def __post_init__(self) -> None:
+        """Checks both fields.
 
-    def __init__(self, distance: nn.Module, *, num_frames: int = 1) -> None:
-        self._distance = distance
-        self._num_frames = num_frames
+        Raises:
+            UserError: They do not fit each other, or a weight is negative.
+        """
+        if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
+            expected = "rising boundaries and one value more than these"
+            raise user_error("weight schedule", self, expected, "Correct the loss config.")
+        if min(self.values) < 0:
+            raise user_error("weight schedule", self.values, "no negative weight", "Correct the loss config.")
 
-    def __call__(self, reconstruction_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
-        """Mean distance over the batch and the drawn frames; convolutions run in bf16."""
-        device = video_BCTHW.device
-        # A generator of its own: how far torch's has been turned depends on the micro-batches before.
-        generator = torch.Generator().manual_seed(run_seed())
-        picked = torch.randperm(video_BCTHW.shape[2], generator=generator)[: self._num_frames].to(device)
-        x_NCHW, y_NCHW = (
-            rearrange(video[:, :, picked], "B C T H W -> (B T) C H W") for video in (reconstruction_BCTHW, video_BCTHW)
-        )
-        with torch.autocast(device.type, torch.bfloat16):
-            return self._distance.to(device)(x_NCHW, y_NCHW).float().mean()
+    def at(self, step: int) -> float:
+        """The weight in optimizer step `step`, which counts from 0."""
+        return self.values[sum(step >= boundary for boundary in self.boundaries)]
+
+
+Weight = float | WeightSchedule
+"""A number holds for the whole training."""
+
+
+def weight_at(weight: Weight, step: int) -> float:
+    """The weight in optimizer step `step`, which counts from 0."""
+    return weight.at(step) if isinstance(weight, WeightSchedule) else weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the first training stage's terms."""
+    """Weights of the terms. The published values are those of cosmos-predict1, `tokenizer/training`."""
 
-    l1_weight: float = 1.0
+    l1_weight: Weight = 1.0
     """Of the mean absolute error of the pixels."""
-    perceptual_weight: float = 0.0
-    """Of the perceptual distance that the model was given; the reference uses 0.1."""
+    perceptual_weight: Weight = 0.0
+    """Of the perceptual distance that the model was given; published: 0.1, from step 500,000 on 0.073."""
+    gram_weight: Weight = 0.0
+    """Of the difference of the perceptual features' Gram matrices; published: 0.062 from step 500,000 on."""
+    flow_weight: Weight = 0.0
+    """Of the difference of optical flow, in pixels; published: 0.01 from step 250,000 on."""
+    consistency_weight: Weight = 0.0
+    """Of the disagreement of overlapping windows; published: 0.01 from step 250,000 on, but off. While it is positive
+    videos are coded in windows that know nothing of each other, and their mean is the reconstruction."""
+    flow_scale: int = 2
+    """Height and width are divided by this before the flow is estimated."""
+    consistency_frames: int = 9
+    """Frames of a window."""
+    consistency_stride: int = 1
+    """Frames from window to window."""
 
     def __post_init__(self) -> None:
         """Checks the weights.
@@ -65,8 +85,18 @@ class LossConfig:
         Raises:
             UserError: A weight is negative, or all are zero.
         """
-        if min(self.l1_weight, self.perceptual_weight) < 0 or self.l1_weight + self.perceptual_weight == 0:
+        weights = [getattr(self, field.name) for field in fields(self) if field.name.endswith("_weight")]
+        values = [value for weight in weights for value in getattr(weight, "values", (weight,))]
+        if min(values) < 0 or max(values) == 0:
             raise user_error("loss weights", self, "none negative and one positive", "Correct the loss config.")
+        if not 1 <= self.consistency_stride < self.consistency_frames:
+            raise user_error(
+                "consistency_stride", self.consistency_stride, f"1 to {self.consistency_frames - 1}", "Lower it."
+            )
+
+    def codes_windows(self, video_BCTHW: Tensor, step: int) -> bool:
+        """Whether a batch is coded in windows, for the consistency term: a video of more than one window."""
+        return weight_at(self.consistency_weight, step) > 0 and video_BCTHW.shape[2] > self.consistency_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +105,9 @@ class ReconstructionLoss:
 
     total: Tensor
     """What is minimised."""
-    l1: Tensor
-    """Mean absolute error, detached."""
-    mse: Tensor
-    """Mean squared error of the reconstruction clamped to [-1, 1], detached."""
+    parts: dict[str, Tensor]
+    """Detached and not weighted: `l1` and `mse` (of the reconstruction clamped to [-1, 1]) always, and of
+    `perceptual`, `gram`, `flow` and `consistency` those that have weight in this step."""
 
 
 def reconstruction_loss(
@@ -86,34 +115,111 @@ def reconstruction_loss(
     video_BCTHW: Tensor,
     *,
     config: LossConfig,
+    step: int = 0,
     perceptual: PerceptualDistance | None = None,
+    flow: FlowEstimator | None = None,
+    windows_BNCTHW: Tensor | None = None,
 ) -> ReconstructionLoss:
-    """First-stage loss of the tokenizer: colour, and perceptual distance where one is given.
+    """Loss of the tokenizer's first two stages.
 
     Args:
         reconstruction_BCTHW: What the tokenizer made, float [B, C, T, H, W].
         video_BCTHW: What it should be, the same shape, in [-1, 1].
         config: The terms' weights.
-        perceptual: Needed where its weight is positive.
+        step: Optimizer steps made, by which the weights change.
+        perceptual: Needed where its weight is positive; a `VggPerceptual` where that of the Gram matrices is.
+        flow: Needed where its weight is positive; has no part in pictures (T = 1).
+        windows_BNCTHW: Reconstructions of the video's windows, where they are compared with each other.
 
     Raises:
-        UserError: A perceptual term is wanted, but no distance was given.
+        UserError: A term has weight, but what measures it was not given.
 
     Source: arXiv 2501.03575 section 4.2.
     """
     # In float32 whatever the model's precision, since means of bf16 differences lose most of their digits.
     error_BCTHW = reconstruction_BCTHW.float() - video_BCTHW.float()
-    l1 = error_BCTHW.abs().mean()
-    total = config.l1_weight * l1
-    if config.perceptual_weight > 0:
+    terms = {"l1": error_BCTHW.abs().mean()}
+    weights = {
+        name: weight_at(getattr(config, f"{name}_weight"), step) for name in ("l1", "perceptual", "gram", "flow")
+    }
+    if weights["gram"] > 0:
+        if not isinstance(perceptual, VggPerceptual):
+            raise user_error("gram_weight", weights["gram"], "0 without a VggPerceptual", "Give it as `perceptual`.")
+        terms["perceptual"], terms["gram"] = perceptual.with_gram(reconstruction_BCTHW, video_BCTHW)
+    elif weights["perceptual"] > 0:
         if perceptual is None:
-            raise user_error(
-                "perceptual_weight", config.perceptual_weight, "0 without a distance", "Give `perceptual`."
-            )
-        total = total + config.perceptual_weight * perceptual(reconstruction_BCTHW, video_BCTHW)
+            raise user_error("perceptual_weight", weights["perceptual"], "0 without a distance", "Give `perceptual`.")
+        terms["perceptual"] = perceptual(reconstruction_BCTHW, video_BCTHW)
+    if weights["flow"] > 0:
+        if flow is None:
+            raise user_error("flow_weight", weights["flow"], "0 without a flow estimator", "Give `flow`.")
+        if video_BCTHW.shape[2] > 1:
+            terms["flow"] = flow_difference(reconstruction_BCTHW, video_BCTHW, flow, scale=config.flow_scale)
+    if windows_BNCTHW is not None:
+        weights["consistency"] = weight_at(config.consistency_weight, step)
+        terms["consistency"] = window_disagreement(windows_BNCTHW, stride=config.consistency_stride)
+    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     with torch.no_grad():
-        mse = (reconstruction_BCTHW.float().clamp(-1, 1) - video_BCTHW.float()).square().mean()
-    return ReconstructionLoss(total=total, l1=l1.detach(), mse=mse)
+        terms["mse"] = (reconstruction_BCTHW.float().clamp(-1, 1) - video_BCTHW.float()).square().mean()
+    return ReconstructionLoss(total=total, parts={name: term.detach() for name, term in terms.items()})
+
+
+def flow_difference(
+    reconstruction_BCTHW: Tensor, video_BCTHW: Tensor, estimate: FlowEstimator, *, scale: int
+) -> Tensor:
+    """Mean absolute difference of the two videos' optical flow, forwards and backwards, in pixels of the video.
+
+    Args:
+        reconstruction_BCTHW: Float [B, C, T, H, W], T at least 2.
+        video_BCTHW: The same shape, in [-1, 1].
+        estimate: Estimates the motion between two frames.
+        scale: Height and width are divided by this first.
+
+    Source: cosmos-predict1, `FlowLoss`, which enlarges the flow to the video's size before it is compared.
+    """
+    with torch.no_grad():
+        wanted_NCHW = _flow_both_ways(video_BCTHW.float(), estimate, scale)
+    return (_flow_both_ways(reconstruction_BCTHW.float(), estimate, scale) - wanted_NCHW).abs().mean() * scale
+
+
+def _flow_both_ways(video_BCTHW: Tensor, estimate: FlowEstimator, scale: int) -> Tensor:
+    frames, later = (
+        F.avg_pool2d(rearrange(frames, "B C T H W -> (B T) C H W"), scale)
+        for frames in (video_BCTHW[:, :, :-1], video_BCTHW[:, :, 1:])
+    )
+    return estimate(torch.cat([frames, later]), torch.cat([later, frames]))
+
+
+def cut_windows(video_BCTHW: Tensor, *, num_frames: int, stride: int) -> Tensor:
+    """All windows of a video, [B, N, C, num_frames, H, W]; frames after the last whole window are in none."""
+    return rearrange(video_BCTHW.unfold(2, num_frames, stride), "B C N H W T -> B N C T H W")
+
+
+def join_windows(windows_BNCTHW: Tensor, *, stride: int) -> Tensor:
+    """The mean of overlapping windows, [B, C, (N-1) stride + T, H, W]."""
+    num_frames = windows_BNCTHW.shape[3]
+    length = (windows_BNCTHW.shape[1] - 1) * stride + num_frames
+    total_BCTHW = windows_BNCTHW.new_zeros(*windows_BNCTHW[:, 0, :, :1].shape).repeat_interleave(length, dim=2)
+    count_T = torch.zeros(length, device=total_BCTHW.device, dtype=total_BCTHW.dtype)
+    for index, window_BCTHW in enumerate(windows_BNCTHW.unbind(1)):
+        span = slice(index * stride, index * stride + num_frames)
+        total_BCTHW[:, :, span] += window_BCTHW
+        count_T[span] += 1
+    return total_BCTHW / count_T.view(-1, 1, 1)
+
+
+def window_disagreement(windows_BNCTHW: Tensor, *, stride: int) -> Tensor:
+    """Mean absolute difference of neighbouring windows where they overlap.
+
+    Args:
+        windows_BNCTHW: Reconstructions of a video's windows.
+        stride: Frames from window to window.
+
+    Source: cosmos-predict1, `VideoConsistencyLoss`. Its comparison of latents is left out: it divides the stride by
+    the temporal compression, and at the published stride of 1 compares nothing.
+    """
+    earlier, later = windows_BNCTHW[:, :-1, :, stride:].float(), windows_BNCTHW[:, 1:, :, :-stride].float()
+    return reduce((earlier - later).abs(), "B N C T H W -> ", "mean")
 
 
 def psnr_db(mse: Tensor) -> Tensor:

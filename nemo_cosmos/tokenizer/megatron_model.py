@@ -15,6 +15,7 @@ from nemo_cosmos.errors import user_error
 from nemo_cosmos.tokenizer.config import IMAGE_NORM_GROUPS, TokenizerConfig
 from nemo_cosmos.tokenizer.context_parallel import Axis, Sharing, split_rows
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, check_video_shape
+from nemo_cosmos.tokenizer.recompute import recompute_activations
 from nemo_cosmos.tokenizer.tensor_parallel import split_axes, split_channels
 
 _FIRST_STAGE, _LAST_STAGE = ("encoder", "quant_conv"), ("post_quant_conv", "decoder")
@@ -40,6 +41,7 @@ class MegatronVideoTokenizer(CausalVideoTokenizer):
         self.input_tensor: Tensor | None = None
         # Megatron's schedules take every `decoder` for a transformer's and number the micro-batches of its `layers`.
         self.decoder.layers = ()
+        recompute_activations(self, config)
 
     def split(
         self, groups: ProcessGroupCollection, *, pre_process: bool, post_process: bool, context_parallel_axis: Axis

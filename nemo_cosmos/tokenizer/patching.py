@@ -67,14 +67,15 @@ def _mix(x: Tensor, matrix: Tensor) -> Tensor:
     """Applies `matrix` to the last axis in the matrix's own precision: autocast would round pixels to bf16."""
     with torch.autocast(x.device.type, enabled=False):
         # Contiguous, because a strided last axis would turn the one product into a slow batched one.
-        return F.linear(x.to(matrix.dtype).contiguous(), matrix)
+        return F.linear(x.type_as(matrix).contiguous(), matrix)
 
 
 def _fold(x_BGCP: Tensor, matrix_KP: Tensor, method: PatchMethod) -> Tensor:
     """[B, grid, C, P] -> [B, channels, grid] for a grid of any number of axes."""
     if method == "rearrange":
         return rearrange(x_BGCP, "B ... C P -> B (C P) ...")
-    return rearrange(_mix(x_BGCP, matrix_KP), "B ... C K -> B ... (K C)").movedim(-1, 1)
+    x_BGK = rearrange(_mix(x_BGCP, matrix_KP), "B ... C K -> B ... (K C)")
+    return rearrange(x_BGK, "B ... K -> B K ...")  # a view, so the memory stays channels-last
 
 
 def _unfold(x_BCG: Tensor, matrix_PK: Tensor, method: PatchMethod) -> Tensor:

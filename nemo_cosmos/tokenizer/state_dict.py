@@ -112,8 +112,7 @@ def reference_buffers(config: TokenizerConfig) -> dict[str, Tensor]:
     if config.levels is not None:
         quantizer = FSQuantizer(config.levels)
         codebook = quantizer.indices_to_codes(torch.arange(math.prod(config.levels)))
-        buffers["quantizer._levels"] = quantizer.levels
-        buffers["quantizer._basis"] = quantizer.basis
+        buffers |= {f"quantizer.{name}": constant for name, constant in quantizer.named_buffers()}
         buffers["quantizer.implicit_codebook"] = codebook.bfloat16()
     return buffers
 

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from einops import rearrange
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm import fn
 from nemo.lightning import io
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
+from nemo.utils import logging
 from torch import Tensor
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.loss import MeanLossReduction
+from nemo_cosmos.parallel.replicated import check_same_on_all_ranks
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.parallel.startup import run_seed
 from nemo_cosmos.tokenizer import weights
+from nemo_cosmos.tokenizer.adversary import Adversary
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.context_parallel import Axis
 from nemo_cosmos.tokenizer.initialization import initialize
-from nemo_cosmos.tokenizer.losses import LossConfig, PerceptualDistance, psnr_db, reconstruction_loss
+from nemo_cosmos.tokenizer.losses import (
+    FlowEstimator,
+    LossConfig,
+    cut_windows,
+    join_windows,
+    psnr_db,
+    reconstruction_loss,
+)
 from nemo_cosmos.tokenizer.megatron_model import MegatronVideoTokenizer, check_layout
 from nemo_cosmos.tokenizer.model import LATENT_MAKERS
+from nemo_cosmos.tokenizer.perceptual import PerceptualDistance
+
+_MEASURED_BY = "measured_by"
+"""In checkpoints and their cards: names of what measures the loss terms."""
 
 
 @dataclass(kw_only=True)
@@ -36,6 +51,7 @@ class TokenizerModelConfig(TransformerConfig, io.IOMixin):
 
     Its parallel sizes have: tensor-parallel ranks divide channels, context-parallel ones the video, and of two pipeline
     stages the first has the encoder.
+    Of its fields for recomputation `recompute_granularity="full"` counts, see `recompute.recompute_activations`.
     """
 
     architecture: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -111,8 +127,10 @@ class ReconstructionLossReduction(MeanLossReduction):
     Args:
         config: Weights of the loss terms.
         perceptual: Perceptual distance, where its weight is positive.
-        log: Called with (name, scalar) once per global batch.
-        prefix: Put before the logged names.
+        flow: Estimator of optical flow, where its weight is positive.
+        adversary: What judges and learns, in training's adversarial stage.
+        step: Tells the number of optimizer steps made.
+        log: Called with scalars by name once per global batch.
     """
 
     def __init__(
@@ -120,39 +138,64 @@ class ReconstructionLossReduction(MeanLossReduction):
         *,
         config: LossConfig,
         perceptual: PerceptualDistance | None,
-        log: Callable[[str, Tensor], None],
-        prefix: str,
+        flow: FlowEstimator | None,
+        adversary: Adversary | None,
+        step: Callable[[], int],
+        log: Callable[[dict[str, Tensor]], None],
     ) -> None:
         super().__init__()
-        self.config, self.perceptual, self.log, self.prefix = config, perceptual, log, prefix
+        self.config, self.perceptual, self.flow, self.adversary = config, perceptual, flow, adversary
+        self.step, self.log = step, log
 
     def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Gives the loss of the reconstruction `forward_out` of `batch["video"]`, and its parts."""
-        loss = reconstruction_loss(forward_out, batch["video"], config=self.config, perceptual=self.perceptual)
+        video_BCTHW, reconstruction_BCTHW, windows_BNCTHW = batch["video"], forward_out, None
+        if self.config.codes_windows(video_BCTHW, self.step()):
+            windows_BNCTHW = rearrange(forward_out, "(B N) C T H W -> B N C T H W", B=video_BCTHW.shape[0])
+            reconstruction_BCTHW = join_windows(windows_BNCTHW, stride=self.config.consistency_stride)
+            video_BCTHW = video_BCTHW[:, :, : reconstruction_BCTHW.shape[2]]
+        loss = reconstruction_loss(
+            reconstruction_BCTHW,
+            video_BCTHW,
+            config=self.config,
+            step=self.step(),
+            perceptual=self.perceptual,
+            flow=self.flow,
+            windows_BNCTHW=windows_BNCTHW,
+        )
+        total, parts = loss.total, loss.parts
+        if self.adversary is not None:
+            term, discriminator = self.adversary.losses(reconstruction_BCTHW, video_BCTHW, step=self.step())
+            total = total + term
+            parts = {**parts, "adversarial": term.detach(), "discriminator": discriminator}
         # Cloned, because Megatron divides the loss in place by the number of micro-batches.
-        parts = {"avg": loss.total.detach().clone(), "l1": loss.l1, "mse": loss.mse}
-        return loss.total, {name: value.reshape(1) for name, value in parts.items()}
+        parts = {"avg": total.detach().clone(), **parts}
+        return total, {name: value.reshape(1) for name, value in parts.items()}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> Tensor:
-        """Averages over micro-batches and ranks; logs L1 and the PSNR of the whole batch's mean squared error."""
-        l1, mse = (
-            super(ReconstructionLossReduction, self).reduce(
+        """Averages over micro-batches and ranks; logs the parts, and the PSNR of the whole batch's squared error."""
+        means = {
+            name: super(ReconstructionLossReduction, self).reduce(
                 [{"avg": entry[name]} for entry in losses_reduced_per_micro_batch]
             )
-            for name in ("l1", "mse")
-        )
-        self.log(f"{self.prefix}l1", l1)
-        self.log(f"{self.prefix}psnr_db", psnr_db(mse))
-        return super().reduce(losses_reduced_per_micro_batch)
+            for name in losses_reduced_per_micro_batch[0]
+        }
+        loss, mse = means.pop("avg"), means.pop("mse")
+        self.log({**means, "psnr_db": psnr_db(mse)})
+        return loss
 
 
 class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixin):
-    """Trains a tokenizer to rebuild its input. A batch is {"video": float32 [B, 3, T, H, W] in [-1, 1]}.
+    """Trains a tokenizer to rebuild its input.
+
+    A batch is {"video": float32 [B, 3, T, H, W] in [-1, 1]}, or [B, K, 3, 1, H, W] where a sample is K pictures.
 
     Args:
         config: Architecture, loss, and Megatron's settings.
         optim: Optimizer and schedule; None for the reference's Adam.
         perceptual: Perceptual distance, needed where `config.loss` gives it weight.
+        flow: Estimator of optical flow, needed where `config.loss` gives it weight.
+        adversary: The discriminator and its training, for the adversarial stage.
     """
 
     def __init__(
@@ -160,25 +203,76 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         config: TokenizerModelConfig,
         optim: OptimizerModule | None = None,
         perceptual: PerceptualDistance | None = None,
+        flow: FlowEstimator | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.optim = optim or _reference_optimizer()
         self.optim.connect(self)
+        self.step_figures: dict[str, Tensor] = {}
+        self._adversary = adversary
+        shared = {"config": config.loss, "perceptual": perceptual, "flow": flow, "step": self._steps_made}
+        # In a dict, so that torch does not take them for parts of the model.
         self._loss_reductions = {
-            prefix: ReconstructionLossReduction(
-                config=config.loss, perceptual=perceptual, log=self._log_mean, prefix=prefix
-            )
-            for prefix in ("", "val_")
+            "train": ReconstructionLossReduction(**shared, adversary=adversary, log=self._log_training),
+            "val": ReconstructionLossReduction(**shared, adversary=None, log=self._log_validation),
+        }
+        measures = {"perceptual": perceptual, "flow": flow, "adversarial": adversary}
+        self._measured_by = {
+            term: getattr(measure, "name", type(measure).__name__)
+            for term, measure in measures.items()
+            if measure is not None
         }
 
     def card_fields(self) -> dict[str, Any]:
         """What a checkpoint's card says of the model."""
         config = self.config.architecture
-        return {"model": f"{config.compression_name}_{config.channels}", "config": config.to_dict()}
+        return {
+            "model": f"{config.compression_name}_{config.channels}",
+            "config": config.to_dict(),
+            _MEASURED_BY: self._measured_by,
+        }
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Brings the adversary into the trainer's events."""
+        return [] if self._adversary is None else [self._adversary]
+
+    def on_fit_start(self) -> None:
+        """Tells what measures the loss terms.
+
+        Raises:
+            UserError: It is not the same on all ranks, because some could not fetch weights.
+        """
+        for term, name in self._measured_by.items():
+            check_same_on_all_ranks(f"measure of the {term} loss", name)
+            logging.info(f"The {term} loss is measured by: {name}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes what measures the loss terms."""
+        checkpoint[_MEASURED_BY] = self._measured_by
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuses to go on with another loss.
+
+        Raises:
+            UserError: A loss term is measured by something else than in the resumed run.
+        """
+        saved = checkpoint.get(_MEASURED_BY, self._measured_by)
+        if saved != self._measured_by:
+            raise user_error(
+                "loss terms", self._measured_by, f"{saved} as in the resumed run", "Give the same weights."
+            )
 
     def configure_model(self, vp_stage: int | None = None) -> None:
-        """Builds `self.module`, once. `vp_stage` is Megatron's; the tokenizer has no virtual stages."""
+        """Builds `self.module`, once. `vp_stage` is Megatron's; the tokenizer has no virtual stages.
+
+        Raises:
+            UserError: The layout does not suit the model or its training.
+        """
+        if self._adversary is not None and self.config.pipeline_model_parallel_size > 1:
+            expected = "None with two pipeline stages, of which the first sees no reconstruction"
+            raise user_error("adversary", self._adversary, expected, "Use one stage, and other kinds of parallelism.")
         if not hasattr(self, "module"):
             self.module = self.config.configure_model()
 
@@ -190,11 +284,16 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         """Takes the next micro-batch to this rank's device."""
         batch = next(dataloader_iter)
         batch = batch[0] if isinstance(batch, tuple) else batch  # MegatronStrategy's loader adds two indices
-        return {"video": batch["video"].to(current_device(), non_blocking=True)}
+        video = batch["video"].to(current_device(), non_blocking=True)
+        return {"video": rearrange(video, "B K C T H W -> (B K) C T H W") if video.ndim == 6 else video}
 
     def forward_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Returns the batch's reconstruction; the loss reduction compares it with the batch."""
-        return self(batch["video"])
+        """Returns the reconstruction of the batch, or of its windows; the loss reduction compares it with the batch."""
+        video_BCTHW, loss = batch["video"], self.config.loss
+        if not loss.codes_windows(video_BCTHW, self._steps_made()):
+            return self(video_BCTHW)
+        windows = cut_windows(video_BCTHW, num_frames=loss.consistency_frames, stride=loss.consistency_stride)
+        return self(rearrange(windows, "B N C T H W -> (B N) C T H W"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int | None = None) -> Tensor:
         """As `forward_step`."""
@@ -206,16 +305,27 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
 
     @property
     def training_loss_reduction(self) -> ReconstructionLossReduction:
-        """Logs `l1` and `psnr_db`."""
-        return self._loss_reductions[""]
+        """Logs `l1`, `psnr_db` and the loss's other parts."""
+        return self._loss_reductions["train"]
 
     @property
     def validation_loss_reduction(self) -> ReconstructionLossReduction:
-        """Logs `val_l1` and `val_psnr_db`."""
-        return self._loss_reductions["val_"]
+        """Logs the same, each with `val_` before it; there is no adversarial part."""
+        return self._loss_reductions["val"]
 
-    def _log_mean(self, name: str, value: Tensor) -> None:
-        self.log(name, value.to(torch.float32), prog_bar=True, batch_size=1)
+    def _steps_made(self) -> int:
+        return self.trainer.global_step
+
+    def _log_training(self, means: dict[str, Tensor]) -> None:
+        self.step_figures = means
+        self._log_means(means)
+
+    def _log_validation(self, means: dict[str, Tensor]) -> None:
+        self._log_means({f"val_{name}": mean for name, mean in means.items()})
+
+    def _log_means(self, means: dict[str, Tensor]) -> None:
+        for name, mean in means.items():
+            self.log(name, mean.to(torch.float32), prog_bar=True, batch_size=1)
 
 
 def _reference_optimizer() -> MegatronOptimizerModule:

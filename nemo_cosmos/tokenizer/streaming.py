@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.tokenizer.causal_cache import CausalCache
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, Tokenizer, check_video_shape
 from nemo_cosmos.tokenizer.tiling import Place, Tiling, code_tiles
 from nemo_cosmos.video_io import to_model, to_pixels
 
@@ -144,6 +144,34 @@ def _check_continues(chunk: Tensor, expected: tuple[int, ...] | None) -> tuple[i
     return shape
 
 
+class StreamingEncoder:
+    """A tokenizer for the latent cache that encodes long windows chunk by chunk, equal to one pass in less memory.
+
+    Args:
+        tokenizer: The tokenizer; no gradient is kept.
+        chunk_frames: Frames coded at a time, a multiple of c_t; the first chunk has one more.
+
+    Raises:
+        UserError: It is a tokenizer of images, or `chunk_frames` is no multiple of c_t.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, chunk_frames: int = 16) -> None:
+        if not isinstance(tokenizer, CausalVideoTokenizer):
+            raise user_error("tokenizer", type(tokenizer).__name__, "a video tokenizer", "Give a CV or DV one.")
+        _check_chunk_frames(tokenizer, chunk_frames)
+        self._tokenizer, self._chunk_frames = tokenizer, chunk_frames
+
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        """As `CausalVideoTokenizer.encode`, for a whole video.
+
+        Raises:
+            UserError: The shape does not fit the compression; nothing is padded.
+        """
+        check_video_shape(self._tokenizer.tokenizer_config, tuple(video_BCTHW.shape))
+        (spans,) = _streams(video_BCTHW.shape[2], self._chunk_frames, alone=False)
+        return torch.cat(list(encode_stream(self._tokenizer, (video_BCTHW[:, :, span] for span in spans))), dim=-3)
+
+
 def encode_video(
     tokenizer: CausalVideoTokenizer,
     video: np.ndarray | Tensor,
@@ -184,7 +212,7 @@ def encode_video(
     alone = mode == "windows"
     latents: list[Tensor] = []
     for spans in _streams(num_frames, chunk_frames, alone=alone):
-        chunks = (_fitted(tokenizer, _cut(video, span), starts=span is spans[0]) for span in spans)
+        chunks = (pad_chunk(tokenizer, _cut(video, span), starts=span is spans[0]) for span in spans)
         latents += encode_stream(tokenizer, chunks, tiling=tiling, max_attended_frames=max_attended_frames)
     return CodedVideo(
         latent=torch.cat(latents, dim=-3),
@@ -275,8 +303,17 @@ def _cut(video: np.ndarray | Tensor, span: slice) -> Tensor:
     return to_model(video[span])[None] if isinstance(video, np.ndarray) else video[:, :, span]
 
 
-def _fitted(tokenizer: CausalVideoTokenizer, chunk_BCTHW: Tensor, *, starts: bool) -> Tensor:
-    """Pads a chunk by its last frame, row and column to what the compression divides."""
+def pad_chunk(tokenizer: Tokenizer, chunk_BCTHW: Tensor, *, starts: bool) -> Tensor:
+    """Brings a chunk to the tokenizer and pads it, by its last frame, row and column, to what the compression divides.
+
+    Args:
+        tokenizer: Where the result is for.
+        chunk_BCTHW: Float [B, 3, T, H, W].
+        starts: Whether it is a video's first chunk.
+
+    Returns:
+        Float, with 1 + k c_t frames where it starts and k c_t where it goes on, of H and W divisible by c_s.
+    """
     config = tokenizer.tokenizer_config
     _, _, num_frames, height, width = chunk_BCTHW.shape
     missing_t = -(num_frames - starts) % config.temporal_compression
@@ -285,7 +322,7 @@ def _fitted(tokenizer: CausalVideoTokenizer, chunk_BCTHW: Tensor, *, starts: boo
     return F.pad(chunk_BCTHW, (0, missing_w, 0, missing_h, 0, missing_t), mode="replicate")
 
 
-def _placed(tokenizer: CausalVideoTokenizer, x: Tensor) -> Tensor:
+def _placed(tokenizer: Tokenizer, x: Tensor) -> Tensor:
     """Brings a tensor to the tokenizer's device and, where it holds real numbers, its dtype."""
     weight = next(tokenizer.parameters())
     return x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)

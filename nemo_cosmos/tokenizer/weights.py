@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,20 @@ def build(config: TokenizerConfig, weights: dict[str, Tensor], *, dtype: torch.d
     Raises:
         UserError: A weight is missing, unknown, or has another shape than the config says.
     """
-    tokenizer = build_tokenizer(config)
-    expected = tokenizer.state_dict()
+    check(config, weights)
+    tokenizer = build_tokenizer(config).to(dtype)
+    tokenizer.load_state_dict(weights)
+    return tokenizer.eval()
+
+
+def check(config: TokenizerConfig, weights: Mapping[str, Tensor]) -> None:
+    """Refuses weights, in our names, that are not exactly those of an architecture.
+
+    Raises:
+        UserError: A weight is missing, unknown, or has another shape than the config says; names it.
+    """
+    with torch.device("meta"):
+        expected = build_tokenizer(config).state_dict()
     check_names("tokenizer weights", weights, expected)
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:
@@ -99,15 +112,17 @@ def build(config: TokenizerConfig, weights: dict[str, Tensor], *, dtype: torch.d
                 f"tokenizer weights: {name} has shape {list(weight.shape)}, the config says "
                 f"{list(expected[name].shape)}. Choose the matching preset or config."
             )
-    tokenizer.load_state_dict(weights)
-    return tokenizer.to(dtype).eval()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes tensors as safetensors, contiguous and on the CPU."""
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
+    # safetensors replaces the file by one that only its owner may read; in a shared folder others need it too.
+    path.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -23,6 +23,9 @@ COLUMNS = ("step", "loss", "lr", "grad_norm", "seconds", "samples_per_s", "peak_
 class MetricsWriter(pl.Callback):
     """Appends one row per optimizer step to `metrics.jsonl` and `metrics.csv`; a resumed run cuts off what it repeats.
 
+    A LightningModule may have `step_figures`, a dict of scalars by name for the step just made; they come after the
+    columns in `metrics.jsonl`.
+
     Args:
         directory: The run's folder.
     """
@@ -52,14 +55,15 @@ class MetricsWriter(pl.Callback):
         """Notes the learning rate; after the step the scheduler has set the next one."""
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 - as Lightning's
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:  # noqa: ANN401 - as Lightning's
         """Adds the row of the step just made."""
         if not trainer.is_global_zero:
             return
         row = _row(trainer, lr=self._lr, seconds=time.perf_counter() - self._last)
         self._last = time.perf_counter()
+        figures = {name: float(value) for name, value in getattr(pl_module, "step_figures", {}).items()}
         with self._jsonl.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row | figures) + "\n")
         with self._csv.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
 

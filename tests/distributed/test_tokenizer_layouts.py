@@ -33,6 +33,7 @@ pytestmark = pytest.mark.distributed
 TWO_RANKS = {
     "CP2 time": Layout(context=2, axis="time"),
     "CP2 height": Layout(context=2, axis="height"),
+    "CP2 time, recomputed": Layout(context=2, axis="time", recompute=True),
     "TP2": Layout(tensor=2),
     "PP2": Layout(pipeline=2),
     "DP2": Layout(data=2),
@@ -42,7 +43,7 @@ TWO_RANKS = {
 FOUR_RANKS = {
     "CP4 time": Layout(context=4, axis="time"),
     "TP2 CP2 time": Layout(tensor=2, context=2, axis="time"),
-    "TP2 CP2 height": Layout(tensor=2, context=2, axis="height"),
+    "TP2 CP2 height, recomputed": Layout(tensor=2, context=2, axis="height", recompute=True),
     "TP2 PP2": Layout(tensor=2, pipeline=2),
     "PP2 CP2 time": Layout(pipeline=2, context=2, axis="time"),
     "CP2 height DP2, distributed optimizer": Layout(context=2, data=2, distributed_optimizer=True),

@@ -37,6 +37,7 @@ LENGTHS = (29, 25)
 """Frames of the two micro-batches: 8 and 7 latent ones, which four ranks cannot share alike."""
 HEIGHT, WIDTH = 40, 16
 """5 and 2 latent rows and columns."""
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 LR, EPS, DECAY, CLIP = 1e-2, 1e-3, 0.1, 0.5
 """An epsilon far above rounding errors: else Adam would turn the sign of a gradient that is zero into a step."""
 
@@ -51,6 +52,7 @@ class Layout:
     context: int = 1
     axis: str = "height"
     data: int = 1
+    recompute: bool = False
     distributed_optimizer: bool = False
 
     @property
@@ -69,6 +71,7 @@ class Layout:
             pipeline_dtype=torch.float32,
             variable_seq_lengths=True,
             moe_token_dispatcher_type="alltoall",
+            **(RECOMPUTE if self.recompute else {}),
         )
 
     def build(self, start: Path) -> MegatronVideoTokenizer:

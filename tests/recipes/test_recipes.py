@@ -16,6 +16,7 @@ from nemo_run.cli.cli_parser import parse_cli_args
 from nemo_run.cli.config import ConfigSerializer
 
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.tokenizer.losses import weight_at
 from recipes import registry
 from recipes.launch import configure
 
@@ -160,8 +161,59 @@ def test_post_training_of_published_sizes_has_the_published_values(name: str, we
     assert registry.find(name)(max_steps=100).optim.warmup == 50
 
 
-def test_720p_tokenizer_warms_up_as_published() -> None:
-    assert registry.find("tokenizer_cv8x8x8_720p_pretrain")().optim.warmup == 5000
+STAGES_720P = [f"tokenizer_cv8x8x8_720p_{stage}" for stage in ("pretrain", "flow_finetune", "adversarial_finetune")]
+STAGES_TINY = [f"tokenizer_tiny_{stage}" for stage in ("pretrain", "flow_finetune", "adversarial_finetune")]
+
+
+@pytest.mark.parametrize("name", STAGES_720P)
+def test_720p_tokenizer_trains_as_published(name: str) -> None:
+    recipe = registry.find(name)()
+    optim, data, trainer = recipe.optim, recipe.data, recipe.trainer
+    assert (optim.lr, optim.betas, optim.warmup) == (1e-4, (0.5, 0.999), 5000)
+    assert fiddle.build(optim).config.weight_decay == 0.01
+    assert (data.num_frames, data.height, data.width, data.crop_from) == (121, 256, 256, 720)
+    assert (data.pictures_every, data.global_batch_size, trainer.ema_decay) == (2, 8, 0.9999)
+    assert registry.find(name)(num_nodes=2).data.global_batch_size == 16
+    config = fiddle.build(recipe.model.config)
+    assert (config.recompute_granularity, config.recompute_method) == ("full", "uniform")
+
+
+def test_720p_tokenizer_has_the_published_weights() -> None:
+    pretrain, flow, last = (fiddle.build(registry.find(name)().model.config).loss for name in STAGES_720P)
+    at = {step: {name: weight_at(getattr(pretrain, name), step) for name in WEIGHTS} for step in (0, 499_999, 500_000)}
+    assert at[0] == at[499_999] == dict(zip(WEIGHTS, (1.0, 0.1, 0.0, 0.0, 0.0), strict=True))
+    assert at[500_000] == dict(zip(WEIGHTS, (1.0, 0.073, 0.062, 0.0, 0.0), strict=True))
+    assert flow == last
+    assert [getattr(flow, name) for name in WEIGHTS] == [1.0, 0.073, 0.062, 0.01, 0.0]
+
+
+WEIGHTS = ("l1_weight", "perceptual_weight", "gram_weight", "flow_weight", "consistency_weight")
+
+
+@pytest.mark.parametrize("stages", [STAGES_TINY, STAGES_720P])
+def test_each_stage_of_a_tokenizer_starts_from_the_one_before(stages: list[str]) -> None:
+    pretrain, flow, last = (registry.find(name)() for name in stages)
+    assert (flow.base, last.base) == (pretrain.log.directory, flow.log.directory)
+    architectures = {fiddle.build(recipe.model.config.architecture) for recipe in (pretrain, flow, last)}
+    assert len(architectures) == 1
+
+
+def test_the_discriminator_begins_before_the_tokenizer_hears_of_it() -> None:
+    for name in ("tokenizer_tiny_adversarial_finetune", "tokenizer_cv8x8x8_720p_adversarial_finetune"):
+        adversary = registry.find(name)().model.adversary
+        schedule = fiddle.build(adversary.weight)
+        assert schedule.values[0] == 0
+        assert 0 < schedule.boundaries[0] < registry.find(name)().trainer.max_steps
+        assert fiddle.build(adversary).optimizer.param_groups[0]["lr"] == 4e-4
+
+
+def test_weights_of_losses_can_be_numbers_or_schedules() -> None:
+    overrides = ["model.config.loss.perceptual_weight=0.6", "model.config.loss.gram_weight.values=(0.0,0.5)"]
+    recipe = configure("tokenizer_cv8x8x8_720p_pretrain", [*overrides, "model.perceptual.features.weights=hed"])
+    loss = fiddle.build(recipe.model.config).loss
+    assert loss.perceptual_weight == 0.6
+    assert weight_at(loss.gram_weight, 500_000) == 0.5
+    assert recipe.model.perceptual.features.weights == "hed"
 
 
 def test_no_recipe_keeps_averages_while_it_saves_in_the_background() -> None:

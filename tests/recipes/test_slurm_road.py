@@ -124,7 +124,10 @@ def published(submitted: Path) -> str:
 def test_tokenizer_that_must_be_converted_is_not_submitted(
     road: ModuleType, submitted: Path, published: str, capsys: pytest.CaptureFixture
 ) -> None:
-    for tokenizer in (published, f"{published}/model.pt"):
+    renamed = submitted / "data" / "my_tokenizer"
+    renamed.mkdir()
+    (renamed / "model.pt").touch()
+    for tokenizer in ("/data/my_tokenizer", f"{published}/model.pt"):
         with pytest.raises(SystemExit):
             road.main(["--size", "7b", "--runs", "/runs", "--tokenizer", tokenizer])
         assert "Convert it: `nemo-cosmos convert MODEL_PT FOLDER --to nemo" in capsys.readouterr().err
@@ -136,6 +139,7 @@ def test_tokenizer_that_can_be_loaded_passes(road: ModuleType, submitted: Path, 
     (converted / "weights").mkdir(parents=True)
     (converted / "weights" / "metadata.json").touch()
     road.check_tokenizer("/data/converted")
+    road.check_tokenizer(published)
     road.check_tokenizer("tokenizer_tiny")
 
 

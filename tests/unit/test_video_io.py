@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.video_io import read_video, resize_frames, to_model, to_pixels, write_video
+from nemo_cosmos.video_io import (
+    probe_video,
+    read_video,
+    resize_frames,
+    stream_video,
+    to_model,
+    to_pixels,
+    write_video,
+)
 
 
 @pytest.fixture
@@ -42,13 +50,21 @@ def test_reading_can_stop_early(tmp_path, frames):
     np.testing.assert_array_equal(read_video(path, max_frames=3)[0], read_video(path)[0][:3])
 
 
+def test_frames_come_one_by_one(tmp_path, frames):
+    path = write_video(tmp_path / "clip.mp4", frames, fps=10)
+    np.testing.assert_array_equal(np.stack(list(stream_video(path))), read_video(path)[0])
+    assert len(list(stream_video(path, max_frames=3))) == 3
+    assert probe_video(path) == (9, 10.0)
+
+
+@pytest.mark.parametrize("read", [read_video, probe_video, lambda path: list(stream_video(path))])
 @pytest.mark.parametrize("damage", ["text", "empty", "cut"])
-def test_a_corrupt_file_is_named(tmp_path, frames, damage):
+def test_a_corrupt_file_is_named(tmp_path, frames, damage, read):
     path = write_video(tmp_path / "clip.mp4", frames, fps=10)
     content = path.read_bytes()
     path.write_bytes({"text": b"this is not a video", "empty": b"", "cut": content[: len(content) // 2]}[damage])
     with pytest.raises(UserError) as raised:
-        read_video(path)
+        read(path)
     assert str(raised.value) == (
         f"{path}: got 'Invalid data found when processing input', expected a video that can be decoded. "
         "The file is corrupt, empty or no video: fetch or write it again, or remove it."

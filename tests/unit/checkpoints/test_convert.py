@@ -111,7 +111,7 @@ def test_weights_that_the_source_should_hold_must_be_there(dit, tokenizer, tmp_p
     folder, state = tokenizer
     shutil.copytree(folder, tmp_path / "folder")
     save_file({n: t for n, t in state.items() if not n.startswith("decoder.")}, tmp_path / "folder/model.safetensors")
-    with pytest.raises(UserError, match=r"weights: got .* missing \['decoder\."):
+    with pytest.raises(UserError, match=r"tokenizer weights: missing \['decoder\."):
         convert(tmp_path / "folder", tmp_path / "nemo", to="nemo")
     assert not (tmp_path / "nemo").exists()
 

@@ -4,16 +4,11 @@ import json
 import pytest
 import torch
 
-from nemo_cosmos.data import latent_cache
-from nemo_cosmos.data.curated import CuratedClips, caption_at
+from nemo_cosmos.data import latent_cache, latent_writer
+from nemo_cosmos.data.curated import CuratedClips, caption_at, curated_shards
 from nemo_cosmos.data.datamodule import LatentDataModule
-from nemo_cosmos.data.latent_cache import (
-    LatentCacheConfig,
-    LatentDataset,
-    denormalise_latent,
-    read_cache_card,
-    write_latent_cache,
-)
+from nemo_cosmos.data.latent_cache import LatentCacheConfig, LatentDataset, denormalise_latent, read_cache_card
+from nemo_cosmos.data.latent_writer import LatentWriter, begin_latent_cache, finish_latent_cache, unwritten_shards
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.text import TextEncoderConfig
 
@@ -45,16 +40,19 @@ class LengthEncoder:
 CONFIG = LatentCacheConfig(num_frames=17, height=32, width=32, window_stride=4, batch_size=2)
 
 
-def _write(curated, output, *, tokenizer=None, text_encoder=None, config=CONFIG, **options):
-    tokenizer = tokenizer or AverageTokenizer()
-    return write_latent_cache(
+def _write(curated, output, *, tokenizer=None, text_encoder=None, config=CONFIG, shards=None):
+    tokenizer, text_encoder = tokenizer or AverageTokenizer(), text_encoder or LengthEncoder()
+    begin_latent_cache(output, tokenizer.fingerprint(), config, text_encoder.config.name)
+    writer = LatentWriter(curated, output, tokenizer=tokenizer, text_encoder=text_encoder, config=config)
+    for shard in unwritten_shards(curated, output) if shards is None else shards:
+        writer.write(shard)
+    return finish_latent_cache(
         curated,
         output,
-        tokenizer=tokenizer,
+        fingerprint=tokenizer.fingerprint(),
         tokenizer_name="average",
-        text_encoder=text_encoder or LengthEncoder(),
+        text_encoder=text_encoder.config,
         config=config,
-        **options,
     )
 
 
@@ -83,7 +81,7 @@ def test_pixels_go_to_this_ranks_device_and_latents_come_back(curated, tmp_path,
             assert video_BCTHW.device.type == "meta"
             return super().encode(video_BCTHW)
 
-    monkeypatch.setattr(latent_cache, "current_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(latent_writer, "current_device", lambda: torch.device("meta"))
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype))
     card = _write(curated, tmp_path / "latents", tokenizer=OnMeta())
     assert card.latent_mean == (1.0,) * 3
@@ -97,12 +95,15 @@ def test_training_latents_have_zero_mean_and_unit_variance(curated, tmp_path):
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(3), atol=1e-2, rtol=0)
 
 
-def test_an_array_of_workers_writes_the_same_cache_exactly_once(curated, tmp_path):
+def test_shards_may_be_written_in_any_order_and_twice(curated, tmp_path):
     _write(curated, tmp_path / "one")
-    assert _write(curated, tmp_path / "two", worker=1, num_workers=2) is None
-    card = _write(curated, tmp_path / "two", worker=0, num_workers=2)
+    first, second = curated_shards(curated)
+    assert _write(curated, tmp_path / "two", shards=[second]) is None
+    card = _write(curated, tmp_path / "two", shards=[first, second])
     assert card == read_cache_card(tmp_path / "one")
-    for path in sorted((tmp_path / "one").rglob("*.tar")):
+    tars = sorted((tmp_path / "one").rglob("*.tar"))
+    assert len(tars) == 3
+    for path in tars:
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
@@ -186,7 +187,9 @@ def test_few_text_states_are_kept_and_neighbours_share_them(curated, tmp_path):
     encoder = Noting()
     _write(curated, tmp_path / "latents", text_encoder=encoder)
     assert len(encoder.prompts) == len(set(encoder.prompts))
-    writer = latent_cache._ShardWriter(AverageTokenizer(), encoder, CONFIG, None)
+    writer = LatentWriter(
+        curated, tmp_path / "latents", tokenizer=AverageTokenizer(), text_encoder=encoder, config=CONFIG
+    )
     for number in range(100):
         writer._text(f"caption {number}")
     assert writer._text.cache_info().currsize < 50

@@ -32,8 +32,16 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return given
 
 
+def wfm(init_from: str | None = None) -> dict[str, str]:
+    return {"init_from": init_from} if init_from else {}
+
+
+def latents(statistics_of: str) -> dict[str, str]:
+    return {"statistics_of": statistics_of}
+
+
 def post_train(base: str) -> None:
-    start.finetune(dict, dict, "trainer", log="log", optim="optim", base=base, may_lack=("action",))
+    start.finetune(wfm, latents, "trainer", log="log", optim="optim", base=base, may_lack=("action",))
 
 
 def test_embedded_name_is_found_where_the_package_lies(
@@ -54,6 +62,16 @@ def test_checkpoint_folder_is_loaded_by_the_training(tmp_path: Path, called: dic
     assert called["data"] == {"statistics_of": str(folder / "card.json")}
     assert (called["base"], called["may_lack"]) == (folder, ("action",))
     assert (called["log"], called["optim"], called["resume"]) == ("log", "optim", None)
+
+
+def test_models_and_data_of_a_tokenizer_need_no_card(tmp_path: Path, called: dict[str, Any]) -> None:
+    folder = write_checkpoint(tmp_path / "step=0000010")
+    start.finetune(lambda: "tokenizer", lambda: "clips", "trainer", log="log", optim="optim", base=str(folder))
+    assert (called["model"], called["data"], called["base"]) == ("tokenizer", "clips", folder)
+    with pytest.raises(UserError, match=r"base: got .*whole\.safetensors"):
+        start.finetune(
+            lambda: 0, lambda: 0, "trainer", log="log", optim="optim", base=str(tmp_path / "whole.safetensors")
+        )
 
 
 def test_run_folder_stands_for_its_newest_finished_checkpoint(tmp_path: Path) -> None:

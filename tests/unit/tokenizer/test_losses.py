@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.tokenizer.losses import LossConfig, SparsePerceptual, psnr_db, reconstruction_loss
+from nemo_cosmos.tokenizer.losses import (
+    LossConfig,
+    WeightSchedule,
+    cut_windows,
+    join_windows,
+    psnr_db,
+    reconstruction_loss,
+    weight_at,
+    window_disagreement,
+)
+from nemo_cosmos.tokenizer.perceptual import SparsePerceptual
 
 SHAPE = (1, 3, 1, 4, 4)
 
@@ -12,11 +22,10 @@ SHAPE = (1, 3, 1, 4, 4)
 def test_l1_and_clamped_mse() -> None:
     video, reconstruction = torch.zeros(SHAPE), torch.full(SHAPE, 3.0, requires_grad=True)
     loss = reconstruction_loss(reconstruction, video, config=LossConfig(l1_weight=0.5))
-    assert (loss.total.item(), loss.l1.item(), loss.mse.item()) == (1.5, 3.0, 1.0)
+    assert (loss.total.item(), loss.parts["l1"].item(), loss.parts["mse"].item()) == (1.5, 3.0, 1.0)
     loss.total.backward()
     assert torch.allclose(reconstruction.grad, torch.full(SHAPE, 0.5 / 48))
-    assert not loss.l1.requires_grad
-    assert not loss.mse.requires_grad
+    assert not any(part.requires_grad for part in loss.parts.values())
 
 
 def test_perceptual_term_is_added() -> None:
@@ -44,8 +53,8 @@ def test_bad_weights_are_refused(values: dict) -> None:
 def test_bf16_reconstructions_are_compared_in_float32() -> None:
     video = torch.full(SHAPE, 1 / 3)
     loss = reconstruction_loss(video.bfloat16(), video, config=LossConfig())
-    assert loss.l1.dtype == torch.float32
-    assert loss.l1.item() == pytest.approx(abs(video.bfloat16().float() - video).mean().item())
+    assert loss.parts["l1"].dtype == torch.float32
+    assert loss.parts["l1"].item() == pytest.approx(abs(video.bfloat16().float() - video).mean().item())
 
 
 def test_psnr() -> None:
@@ -97,3 +106,69 @@ def test_gradient_reaches_the_frames_looked_at_and_no_other() -> None:
     value.backward()
     moved = reconstruction.grad.abs().amax(dim=(0, 1, 3, 4)).nonzero().flatten().tolist()
     assert moved == sorted(distance.seen[:3, 0, 0, 0].int().tolist())
+
+
+def test_a_weight_changes_in_the_step_of_its_boundary() -> None:
+    schedule = WeightSchedule(values=(0.1, 0.073, 0.5), boundaries=(500_000, 600_000))
+    steps = (0, 499_999, 500_000, 599_999, 600_000, 10**7)
+    assert [weight_at(schedule, step) for step in steps] == [0.1, 0.1, 0.073, 0.073, 0.5, 0.5]
+    assert weight_at(0.3, 10**7) == 0.3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"values": (1.0,), "boundaries": (5,)},
+        {"values": (1.0, 2.0, 3.0), "boundaries": (5, 5)},
+        {"values": (1.0, -2.0), "boundaries": (5,)},
+    ],
+)
+def test_schedules_that_do_not_fit_are_refused(values: dict) -> None:
+    with pytest.raises(UserError, match="weight schedule"):
+        WeightSchedule(**values)
+
+
+def test_terms_are_weighted_as_in_this_step() -> None:
+    later = WeightSchedule(values=(0.0, 2.0), boundaries=(10,))
+    config = LossConfig(l1_weight=1.0, flow_weight=later, flow_scale=1)
+    video, reconstruction = torch.zeros(1, 3, 2, 4, 4), torch.ones(1, 3, 2, 4, 4)
+    flow = lambda first, second: first[:, :2]  # noqa: E731 - the brightness itself
+    before = reconstruction_loss(reconstruction, video, config=config, step=9, flow=flow)
+    after = reconstruction_loss(reconstruction, video, config=config, step=10, flow=flow)
+    assert (before.total.item(), after.total.item()) == (1.0, 3.0)
+    assert sorted(after.parts) == ["flow", "l1", "mse"]
+    picture = reconstruction_loss(reconstruction[:, :, :1], video[:, :, :1], config=config, step=10, flow=flow)
+    assert picture.total.item() == 1.0
+
+
+@pytest.mark.parametrize("term", ["gram", "flow"])
+def test_a_term_without_what_measures_it_is_refused(term: str) -> None:
+    config = LossConfig(**{f"{term}_weight": 0.1})
+    with pytest.raises(UserError, match=f"{term}_weight: got 0.1"):
+        reconstruction_loss(torch.ones(SHAPE), torch.ones(SHAPE), config=config, perceptual=lambda x, y: x.mean())
+
+
+def test_windows_of_a_video_join_to_the_video() -> None:
+    video = torch.rand(2, 3, 12, 4, 4)
+    windows = cut_windows(video, num_frames=9, stride=1)
+    assert windows.shape == (2, 4, 3, 9, 4, 4)
+    assert torch.equal(windows[:, 2], video[:, :, 2:11])
+    # The mean of up to 4 equal float32 values.
+    torch.testing.assert_close(join_windows(windows, stride=1), video, rtol=1e-6, atol=0)
+    assert join_windows(cut_windows(video, num_frames=9, stride=2), stride=2).shape[2] == 11
+
+
+def test_windows_disagree_by_their_difference_where_they_overlap() -> None:
+    video = torch.rand(1, 3, 12, 4, 4)
+    windows = cut_windows(video, num_frames=9, stride=1).clone()
+    assert window_disagreement(windows, stride=1) == 0
+    windows[:, 1] += 0.3
+    # Two of three neighbouring pairs differ.
+    assert window_disagreement(windows, stride=1).item() == pytest.approx(0.2, rel=1e-5)
+    config = LossConfig(consistency_weight=2.0)
+    joined = join_windows(windows, stride=1)
+    loss = reconstruction_loss(joined, video, config=config, windows_BNCTHW=windows)
+    assert loss.total.item() == pytest.approx(loss.parts["l1"].item() + 0.4, rel=1e-5)
+    assert config.codes_windows(video, step=0)
+    assert not config.codes_windows(video[:, :, :9], step=0)
+    assert not LossConfig().codes_windows(video, step=0)

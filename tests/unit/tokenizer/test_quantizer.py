@@ -34,7 +34,7 @@ def unbounded(digits: torch.Tensor) -> torch.Tensor:
 
 def test_indices_count_the_first_dimension_fastest() -> None:
     quantizer = FSQuantizer(LEVELS)
-    assert quantizer.basis.tolist() == [1, 8, 64, 512, 2560, 12800]
+    assert quantizer._basis.tolist() == [1, 8, 64, 512, 2560, 12800]
     first, second, last = quantizer.indices_to_codes(torch.tensor([[0, 1, 63_999]]))[0].T.tolist()
     assert first == [-1.0] * 6
     assert second == [-0.75] + [-1.0] * 5

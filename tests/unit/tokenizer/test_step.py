@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -9,7 +11,7 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.losses import psnr_db
+from nemo_cosmos.tokenizer.losses import LossConfig, psnr_db
 from nemo_cosmos.tokenizer.step import MegatronVideoTokenizer, TokenizerModel, TokenizerModelConfig
 from nemo_cosmos.training.api import pretrain
 from nemo_cosmos.training.defaults import default_log, default_optim, default_trainer
@@ -142,6 +144,13 @@ def test_impossible_layouts_are_refused_before_anything_is_built(
         config.configure_model()
 
 
+def test_an_adversary_of_two_stages_is_refused() -> None:
+    model = TokenizerModel(TokenizerModelConfig(architecture=MINI), adversary=SimpleNamespace(name="any"))
+    model.config.pipeline_model_parallel_size = 2
+    with pytest.raises(UserError, match="adversary"):
+        model.configure_model()
+
+
 def test_a_frozen_encoder_leaves_the_latents_alone() -> None:
     tokenizer = TokenizerModelConfig(architecture=MINI, freeze_encoder=True).configure_model()
     trained = {name.split(".")[0] for name, weight in tokenizer.named_parameters() if weight.requires_grad}
@@ -152,3 +161,37 @@ def test_start_weights_of_another_architecture_are_refused(tmp_path: Path) -> No
     folder = weights.save(random_tokenizer(ODD), tmp_path / "odd")
     with pytest.raises(UserError, match="init_from"):
         TokenizerModelConfig(architecture=MINI, init_from=str(folder)).configure_model()
+
+
+def test_windows_are_coded_alone_joined_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that adds a constant of its own to each window."""
+    loss = LossConfig(consistency_weight=1.0, consistency_frames=9, consistency_stride=8)
+    model = TokenizerModel(TokenizerModelConfig(architecture=MINI, loss=loss))
+    monkeypatch.setattr(model, "_steps_made", lambda: 0)
+    reduction = model.training_loss_reduction
+    monkeypatch.setattr(reduction, "step", lambda: 0)
+    video = torch.rand(2, 3, 18, 8, 8)
+    offsets = torch.tensor([0.1, 0.3, 0.1, 0.3]).view(-1, 1, 1, 1, 1)
+    monkeypatch.setattr(model, "module", lambda windows: windows + offsets, raising=False)
+    batch = {"video": video}
+    total, parts = reduction.forward(batch, model.forward_step(batch))
+    # Frames 0-8 and 8-16: frame 8 is in both and their mean, frame 17 in none.
+    l1 = (8 * 0.1 + 0.2 + 8 * 0.3) / 17
+    assert parts["l1"].item() == pytest.approx(l1, rel=1e-5)
+    assert parts["consistency"].item() == pytest.approx(0.2, rel=1e-5)
+    assert total.item() == pytest.approx(l1 + 0.2, rel=1e-5)
+
+
+def test_samples_of_pictures_come_to_stand_on_the_batch_axis() -> None:
+    model = TokenizerModel(TokenizerModelConfig(architecture=MINI))
+    pictures = torch.rand(2, 4, 3, 1, 8, 8)
+    batch = model.data_step(iter([{"video": pictures}]))
+    assert batch["video"].shape == (8, 3, 1, 8, 8)
+    assert torch.equal(batch["video"][5], pictures[1, 1])
+
+
+def test_figures_of_each_step_are_written_beside_the_columns(trained: tuple) -> None:
+    _, metrics, run = trained
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["l1"] for row in rows] == [step["l1"] for step in metrics.train]
+    assert all("psnr_db" in row and "val_l1" not in row for row in rows)

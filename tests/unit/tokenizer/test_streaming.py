@@ -14,6 +14,7 @@ from nemo_cosmos.tokenizer.layers import causal_mask
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 from nemo_cosmos.tokenizer.streaming import (
     CodedVideo,
+    StreamingEncoder,
     decode_frames,
     decode_stream,
     decode_video,
@@ -307,3 +308,15 @@ def test_a_size_beyond_the_latent_is_refused(small: CausalVideoTokenizer, wrong:
     coded = CodedVideo(latent=noise(1, 4, 2, 1, 1), **{"num_frames": 9, "height": 8, "width": 8} | wrong)
     with pytest.raises(UserError, match=f"{next(iter(wrong))}: got .*with this latent"):
         decode_video(small, coded)
+
+
+def test_the_latent_cache_encodes_long_windows_as_in_one_pass(small):
+    video = torch.rand(2, 3, 41, 16, 16) * 2 - 1
+    encoder = StreamingEncoder(small)
+    with torch.no_grad():
+        expected = small.encode(video)
+    torch.testing.assert_close(encoder.encode(video), expected, rtol=0, atol=TOLERANCE)
+    with pytest.raises(UserError, match="number of frames: got 40"):
+        encoder.encode(video[:, :, :40])
+    with pytest.raises(UserError, match="chunk_frames: got 12"):
+        StreamingEncoder(small, chunk_frames=12)

@@ -59,3 +59,10 @@ def test_the_embedded_default_loads(tmp_path: Path) -> None:
 def test_missing_default_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Train one with the recipe"):
         weights.load_default(tmp_path / "tokenizer_tiny.safetensors")
+
+
+def test_weights_may_be_read_by_whom_the_umask_lets(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    weights.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+    assert (tmp_path / "a.safetensors").stat().st_mode == plain.stat().st_mode

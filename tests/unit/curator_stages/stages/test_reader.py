@@ -39,7 +39,7 @@ def test_output_inside_input_is_not_read(videos: Path, config: CurationConfig) -
     ("make", "expected"),
     [
         (False, "an existing folder with videos. Check the path."),
-        (True, "at least one of *.mp4, *.avi, *.mkv, *.mov, *.webm, *.m4v. Put videos there."),
+        (True, "at least one of *.avi, *.m4v, *.mkv, *.mov, *.mp4, *.webm. Put videos there."),
     ],
     ids=["missing", "empty"],
 )

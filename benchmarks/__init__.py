@@ -1,0 +1,1 @@
+"""Scripts that print how fast a part is beside a named peer, measured in the same process."""

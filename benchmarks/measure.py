@@ -1,0 +1,82 @@
+"""Time and memory of calls in this process."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What repeated calls of one function took."""
+
+    seconds: float
+    """Median of one call."""
+    peak_mib: float
+    """Most memory that a call added to the process, the median of all calls; weights and inputs do not count."""
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Measurement]:
+    """Measures functions in turn, so that a machine that slows down slows all of them.
+
+    Args:
+        calls: Functions of no argument by name; each is run once before, uncounted.
+        rounds: Counted runs of each.
+    """
+    for call in calls.values():
+        call()
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            runs[name].append(_one(call))
+    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in runs.items()}
+    return {name: Measurement(seconds=seconds, peak_mib=peak) for name, (seconds, peak) in medians.items()}
+
+
+def _one(call: Callable[[], object]) -> tuple[float, float]:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    _RESET.write_text("5")  # the high-water mark becomes what is resident now
+    before, start = _kib("VmRSS"), time.perf_counter()
+    result = call()
+    seconds, peak = time.perf_counter() - start, _kib("VmHWM")
+    del result
+    return seconds, (peak - before) / 1024
+
+
+def _kib(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"{_STATUS} has no {field}; these benchmarks run on Linux")
+
+
+def gemm_peak(dtype: torch.dtype) -> float:
+    """Returns FLOP/s of the best square matrix product on the threads that torch uses now."""
+    best = 0.0
+    for size in (1024, 2048):
+        a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def machine() -> str:
+    """Names the processor and the versions that figures depend on."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return f"{model}, {torch.get_num_threads()} threads at most, torch {torch.__version__}"

@@ -1,0 +1,101 @@
+"""Speed and memory of the video tokenizer beside diffusers' `AutoencoderKLCosmos` with the same weights.
+
+    python -m benchmarks.tokenizer                     # CV8x8x8-720p, 17 frames of 256x256
+    python -m benchmarks.tokenizer --streaming         # and a decode of 121 frames, chunk by chunk
+
+Both run in one process in turn. `ratio` is diffusers' time over ours; `memory` our peak over theirs, weights and input
+left out; `of GEMM` is our share of the FLOP/s that the best square matrix product reaches on the same threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import alternate, gemm_peak, machine
+from nemo_cosmos.tokenizer import conversion, state_dict, streaming
+from nemo_cosmos.tokenizer.config import TokenizerConfig, preset
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def main() -> None:
+    """Runs what the command line asks for and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="CV8x8x8-720p", help="architecture (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=17, help="1 + 8k (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="height and width in pixels (default: %(default)s)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5, help="counted runs of each (default: %(default)s)")
+    parser.add_argument("--streaming", action="store_true", help="also decode 121 frames chunk by chunk")
+    args = parser.parse_args()
+    print(f"{args.preset}, {args.frames} frames of {args.size}x{args.size}; {machine()}")
+    print(f"{'':24}{'ours s':>8}{'diffusers s':>13}{'ratio':>7}{'frames/s':>10}{'MiB':>7}{'memory':>8}{'of GEMM':>9}")
+    for dtype in args.dtypes:
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            compare(preset(args.preset), DTYPES[dtype], args, f"{dtype}, {threads} threads")
+    if args.streaming:
+        stream(preset(args.preset), args.size)
+
+
+@torch.inference_mode()
+def compare(config: TokenizerConfig, dtype: torch.dtype, args: argparse.Namespace, label: str) -> None:
+    """Prints a row for encoding and one for decoding."""
+    ours = CausalVideoTokenizer(config).to(dtype).eval()
+    theirs = twin(ours).to(dtype).eval()
+    video = torch.rand(1, 3, args.frames, args.size, args.size, dtype=dtype) * 2 - 1
+    latent = ours.encode(video)
+    pairs: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "encode": (lambda: ours.encode(video), lambda: theirs.encode(video).latent_dist.mode()),
+        "decode": (lambda: ours.decode(latent), lambda: theirs.decode(latent).sample),
+    }
+    peak = gemm_peak(dtype)
+    for name, (run_ours, run_theirs) in pairs.items():
+        error = (run_ours() - run_theirs()).abs().max().item()
+        with FlopCounterMode(display=False) as counter:
+            run_ours()
+        result = alternate({"ours": run_ours, "diffusers": run_theirs}, args.rounds)
+        own, other = result["ours"], result["diffusers"]
+        print(
+            f"{name + ', ' + label:24}{own.seconds:8.2f}{other.seconds:13.2f}{other.seconds / own.seconds:7.2f}"
+            f"{args.frames / own.seconds:10.2f}{own.peak_mib:7.0f}{own.peak_mib / other.peak_mib:8.2f}"
+            f"{counter.get_total_flops() / own.seconds / peak:9.0%}   largest difference {error:.1e}",
+            flush=True,
+        )
+
+
+def twin(tokenizer: CausalVideoTokenizer) -> torch.nn.Module:
+    """Builds diffusers' model with the weights of ours."""
+    from diffusers import AutoencoderKLCosmos
+
+    config = tokenizer.tokenizer_config
+    values = {key: value for key, value in conversion.diffusers_config(config).items() if key != "_class_name"}
+    model = AutoencoderKLCosmos(**values)
+    model.load_state_dict(state_dict.to_diffusers_names(tokenizer.state_dict(), config))
+    return model
+
+
+@torch.inference_mode()
+def stream(config: TokenizerConfig, size: int) -> None:
+    """Prints time and memory of decoding 121 frames, one latent frame at a time."""
+    tokenizer = CausalVideoTokenizer(config).eval()
+    channels, frames, height, width = config.latent_shape(121, size, size)
+    latent = torch.randn(1, channels, frames, height, width)
+
+    def decode() -> None:
+        for _ in streaming.decode_stream(tokenizer, latent.split(1, dim=2)):
+            pass
+
+    result = alternate({"stream": decode}, 1)["stream"]
+    print(f"decode 121 frames of {size}x{size} in chunks, fp32: {result.seconds:.1f} s, {result.peak_mib:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Folders in the layout of the published tokenizers: TorchScript files or a `.pt`, and what stands beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.files import read_json
+from nemo_cosmos.tokenizer import state_dict as names
+from nemo_cosmos.tokenizer import weights
+from nemo_cosmos.tokenizer.config import RELEASED, TokenizerConfig, preset
+from nemo_cosmos.tokenizer.conversion import Statistics, load_pt, read_pt
+from nemo_cosmos.tokenizer.model import Tokenizer
+from nemo_cosmos.tokenizer.torchscript_archive import read_torchscript
+
+ENCODER, DECODER, AUTOENCODER, TRAINED = "encoder.jit", "decoder.jit", "autoencoder.jit", "model.pt"
+
+_DECODERS_QUANTIZER = "inv_quant."
+"""Put before the names of the quantizer's constants in `decoder.jit`."""
+
+
+def is_published(folder: Path) -> bool:
+    """Tells whether a folder holds a whole tokenizer in the published layout."""
+    return any(all((folder / name).is_file() for name in group) for group in ((ENCODER, DECODER), (AUTOENCODER,))) or (
+        (folder / TRAINED).is_file()
+    )
+
+
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
+    """Reads a published tokenizer whose folder tells what it is.
+
+    Args:
+        folder: As `read_weights` takes it.
+        dtype: Floating-point type of the weights in memory.
+
+    Raises:
+        UserError: The folder does not tell its architecture, or is broken or of another one.
+    """
+    folder = Path(folder)
+    config = config_told_by(folder)
+    if config is None:
+        raise UserError(
+            f"{folder}: neither its name nor a config.json tells which release this is. Name the folder as it is "
+            "published, or convert it (nemo-cosmos convert --preset)."
+        )
+    return weights.build(config, names.from_reference_names(read_weights(folder), config), dtype=dtype)
+
+
+def read_weights(place: str | Path) -> dict[str, Tensor]:
+    """Reads the reference's state dict; no code of the files is run.
+
+    Args:
+        place: A folder with `encoder.jit` and `decoder.jit`, else `autoencoder.jit`, else `model.pt`; or one `.jit`,
+            `.pt` or `.safetensors` file.
+
+    Raises:
+        UserError: A file is missing or broken, or holds more than tensors.
+    """
+    place = Path(place)
+    if place.suffix == ".safetensors":
+        return weights.read_tensors(place)
+    if place.suffix == ".pt":
+        return read_pt(place)
+    if place.suffix == ".jit":
+        return _plain_names(read_torchscript(place))
+    if (place / ENCODER).is_file() and (place / DECODER).is_file():
+        return _joined(place)
+    if (place / AUTOENCODER).is_file():
+        return read_torchscript(place / AUTOENCODER)
+    return read_pt(place / TRAINED)
+
+
+def _joined(folder: Path) -> dict[str, Tensor]:
+    encoder, decoder = (_plain_names(read_torchscript(folder / name)) for name in (ENCODER, DECODER))
+    for name in encoder.keys() & decoder.keys():
+        if not torch.equal(encoder[name], decoder[name]):
+            raise UserError(f"{folder}: {name} differs between {ENCODER} and {DECODER}. Give the two of one release.")
+    return encoder | decoder
+
+
+def _plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_DECODERS_QUANTIZER): tensor for name, tensor in tensors.items()}
+
+
+def config_told_by(place: str | Path) -> TokenizerConfig | None:
+    """Returns the architecture that a folder, or the folder of a file, tells for certain; else None.
+
+    It tells it by our own `config.json`, by a `config.json` that holds the name of a release, or by being called as one
+    (`Cosmos-Tokenize1-CV8x8x8-720p`).
+
+    Raises:
+        UserError: The two name different releases.
+    """
+    place = Path(place)
+    folder = place if place.is_dir() else place.parent
+    values: Any = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    values = values if isinstance(values, dict) else {}
+    if "patch_method" in values:
+        return TokenizerConfig.from_dict(values)
+    told = [value.removeprefix("nvidia/") for value in values.values() if isinstance(value, str)]
+    releases = {name for name in (*told, folder.resolve().name) if name in RELEASED}
+    architectures = {preset(name) for name in releases}
+    if len(architectures) > 1:
+        raise user_error(str(folder), sorted(releases), "the name of one release", "Say which it is: --preset.")
+    return architectures.pop() if architectures else None
+
+
+def read_statistics(folder: Path, config: TokenizerConfig) -> tuple[Statistics, Statistics, tuple[str, ...]]:
+    """Reads the latents' statistics that stand beside published weights.
+
+    Args:
+        folder: With or without `mean_std.pt` (videos: numbers per channel and latent frame) and `image_mean_std.pt`
+            (pictures: per channel).
+        config: The architecture.
+
+    Returns:
+        Mean and standard deviation per channel, and what cannot be kept: numbers that differ from frame to frame, and
+        those of pictures where they are not those of videos.
+
+    Raises:
+        UserError: A file is broken or of another architecture.
+    """
+    videos, images = (_mean_and_std(folder / name, config) for name in ("mean_std.pt", "image_mean_std.pt"))
+    dropped = []
+    if videos is not None and any((numbers != numbers[:, :1]).any() for numbers in videos):
+        dropped.append("mean_std.pt (not one number per channel)")
+        videos = None
+    if images is not None and (videos is None or not all(map(torch.equal, images, _first_frame(videos)))):
+        dropped.append("image_mean_std.pt (apart from those of videos)")
+    if videos is None:
+        return None, None, tuple(dropped)
+    mean, std = (tuple(numbers[:, 0].tolist()) for numbers in videos)
+    return mean, std, tuple(dropped)
+
+
+def _first_frame(numbers: tuple[Tensor, Tensor]) -> list[Tensor]:
+    return [tensor[:, :1] for tensor in numbers]
+
+
+def _mean_and_std(path: Path, config: TokenizerConfig) -> tuple[Tensor, Tensor] | None:
+    """Returns two tensors [channels, frames]; None where there is no file."""
+    if not path.is_file():
+        return None
+    pair = load_pt(path)
+    fits = (
+        isinstance(pair, tuple | list)
+        and len(pair) == 2
+        and all(isinstance(x, Tensor) and x.numel() and x.numel() % config.latent_channels == 0 for x in pair)
+        and pair[0].numel() == pair[1].numel()
+    )
+    if not fits:
+        raise UserError(
+            f"{path}: expected a mean and a standard deviation, with numbers for {config.latent_channels} channels "
+            "each. Fetch it again, or remove it."
+        )
+    mean, std = (tensor.reshape(config.latent_channels, -1) for tensor in pair)
+    return mean, std

@@ -1,0 +1,106 @@
+"""Tokenizers of all four families among the published layout, NeMo checkpoints, diffusers folders and our files."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_cosmos.checkpoints.convert import convert
+from nemo_cosmos.checkpoints.detect import Format, detect
+from nemo_cosmos.checkpoints.load import load_tokenizer
+from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import read_json, write_json
+from nemo_cosmos.tokenizer import state_dict as names
+from nemo_cosmos.tokenizer import weights
+from nemo_cosmos.tokenizer.config import PRESETS, TokenizerConfig
+from nemo_cosmos.tokenizer.model import build_tokenizer
+from nemo_cosmos.tokenizer.weights import read_tensors
+from tests.unit.tokenizer.conftest import random_tokenizer
+from tests.unit.tokenizer.test_published import FAMILIES, VIDEO, write_published
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda config: config.family)
+def config(request: pytest.FixtureRequest) -> TokenizerConfig:
+    return request.param
+
+
+def test_a_published_tokenizer_goes_through_nemo_and_back(config: TokenizerConfig, tmp_path: Path) -> None:
+    ours = random_tokenizer(config).state_dict()
+    folder = write_published(tmp_path / "published", names.to_reference_names(ours, config))
+    write_json(folder / "config.json", config.to_dict())
+    assert detect(folder) is Format.PUBLISHED
+    assert_same(load_tokenizer(folder).model.state_dict(), ours)
+    convert(folder, tmp_path / "nemo", to="nemo")
+    assert_same(load_tokenizer(tmp_path / "nemo").model.state_dict(), ours)
+    convert(tmp_path / "nemo", tmp_path / "a.safetensors", to="safetensors")
+    assert_same(read_tensors(tmp_path / "a.safetensors"), ours)
+    convert(tmp_path / "a.safetensors", tmp_path / "model.pt", to="reference")
+    assert_same(torch.load(tmp_path / "model.pt", weights_only=True), names.to_reference_names(ours, config))
+
+
+def test_half_precision_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    tokenizer = random_tokenizer(VIDEO).bfloat16()
+    weights.save(tokenizer, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "exported", to="torchscript")
+    convert(tmp_path / "exported", tmp_path / "a.safetensors", to="safetensors")
+    assert_same(read_tensors(tmp_path / "a.safetensors"), tokenizer.state_dict())
+    # A NeMo checkpoint holds float32, in which every bfloat16 is exact.
+    convert(tmp_path / "exported", tmp_path / "nemo", to="nemo")
+    convert(tmp_path / "nemo", tmp_path / "b.safetensors", to="safetensors", dtype="bfloat16")
+    assert_same(read_tensors(tmp_path / "b.safetensors"), tokenizer.state_dict())
+
+
+def test_a_published_tokenizer_goes_to_diffusers_and_back(tmp_path: Path) -> None:
+    ours = random_tokenizer(VIDEO).state_dict()
+    folder = write_published(tmp_path / "published", names.to_reference_names(ours, VIDEO))
+    write_json(folder / "config.json", VIDEO.to_dict())
+    torch.save((torch.zeros(4), torch.full((4,), 2.0)), folder / "mean_std.pt")
+    assert convert(folder, tmp_path / "diffusers", to="diffusers")["dropped"] == []
+    assert read_json(tmp_path / "diffusers" / "config.json")["latents_std"] == [2.0] * 4
+    result = convert(tmp_path / "diffusers", tmp_path / "exported", to="torchscript")
+    assert result["dropped"] == ["latent_mean", "latent_std"]
+    convert(tmp_path / "exported", tmp_path / "a.safetensors", to="safetensors")
+    assert_same(read_tensors(tmp_path / "a.safetensors"), ours)
+
+
+def test_the_preset_is_told_by_the_folder_or_by_a_published_name(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = build_tokenizer(PRESETS["DI8x8"]).bfloat16()
+    tensors = {name: torch.zeros_like(weight, device="cpu") for name, weight in network.state_dict().items()}
+    place = tmp_path / "Cosmos-0.1-Tokenizer-DI8x8"
+    place.mkdir()
+    torch.save(tensors, place / "model.pt")
+    convert(place, tmp_path / "a.safetensors", to="safetensors")
+    card = CheckpointCard.from_dict(read_json(tmp_path / "a.json"))
+    assert TokenizerConfig.from_dict(card.config) == PRESETS["DI8x8"]
+    shutil.move(place, tmp_path / "mine")
+    with pytest.raises(UserError, match="--preset: got None, expected one of .*Cosmos-Tokenize1-DI8x8-360p"):
+        convert(tmp_path / "mine", tmp_path / "b.safetensors", to="safetensors")
+    for preset in ("DI8x8", "Cosmos-Tokenizer-DI8x8", "nvidia/Cosmos-Tokenizer-DI8x8"):
+        convert(tmp_path / "mine", tmp_path / "b.safetensors", to="safetensors", preset=preset)
+        assert read_json(tmp_path / "b.json")["config"] == card.config
+    with pytest.raises(UserError, match="missing .*encoder"):
+        convert(tmp_path / "mine", tmp_path / "c.safetensors", to="safetensors", preset="DI16x16")
+
+
+def test_one_file_of_an_archive_is_read_and_must_be_whole(tmp_path: Path) -> None:
+    ours = random_tokenizer(VIDEO).state_dict()
+    folder = write_published(tmp_path / "published", names.to_reference_names(ours, VIDEO))
+    write_json(folder / "config.json", VIDEO.to_dict())
+    with pytest.raises(UserError, match=r"missing \['decoder\.conv_in"):
+        convert(folder / "encoder.jit", tmp_path / "a.safetensors", to="safetensors")
+    shutil.rmtree(folder)
+    write_published(folder, ours | {"encoder.extra": torch.zeros(1)})
+    write_json(folder / "config.json", VIDEO.to_dict())
+    with pytest.raises(UserError, match=r"unknown \['encoder\.extra'\]"):
+        convert(folder, tmp_path / "a.safetensors", to="safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
