@@ -15,6 +15,9 @@ from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.parallel import cpu
 from nemo_cosmos.parallel.device import current_device
 
+_STAGE_STRIDE = 100
+"""Distance between the seeds of two pipeline stages."""
+
 
 @contextlib.contextmanager
 def initialize(
@@ -84,9 +87,18 @@ def seed_ranks(seed: int, *, te_rng_tracker: bool = False) -> None:
     """
     from megatron.core import parallel_state, tensor_parallel
 
-    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
+    seed += _STAGE_STRIDE * parallel_state.get_pipeline_model_parallel_rank()
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, te_rng_tracker=te_rng_tracker, force_reset_rng=True)
+
+
+def run_seed() -> int:
+    """Returns the seed that `seed_ranks` was given, which all ranks have in common; without groups torch's own."""
+    from megatron.core import parallel_state
+
+    if not parallel_state.model_parallel_is_initialized():
+        return torch.initial_seed()
+    return torch.initial_seed() - _STAGE_STRIDE * parallel_state.get_pipeline_model_parallel_rank()
 
 
 def save_checkpoints_in_process() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo_cosmos.tokenizer.causal_cache import CausalCache
+from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.layers import CausalNorm, FactorisedConv, HybridUpsample, MiddleBlock, ResnetBlock
 from nemo_cosmos.tokenizer.patching import Unpatcher
@@ -28,11 +28,11 @@ class UpLevel(nn.Module):
         self.block = nn.ModuleList(ResnetBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
         self.upsample = HybridUpsample(out_channels, space=space, time=time) if space or time else None
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T', H', W']."""
         for block in self.block:
-            x_BCTHW = block(x_BCTHW, cache)
-        return x_BCTHW if self.upsample is None else self.upsample(x_BCTHW, cache)
+            x_BCTHW = block(x_BCTHW, past)
+        return x_BCTHW if self.upsample is None else self.upsample(x_BCTHW, past)
 
 
 def up_axes(config: TokenizerConfig) -> list[tuple[bool, bool]]:
@@ -75,12 +75,11 @@ class Decoder(nn.Module):
         self.conv_out = FactorisedConv(widths[-1], config.patch_channels)
         self.unpatcher3d = Unpatcher(config.patch_size, config.patch_method)
 
-    def forward(self, z_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
-        """[B, z_channels, T', H', W'] -> [B, 3, T, H, W]; with a cache the next chunk of its video."""
-        h_BCTHW = self.mid(self.conv_in(z_BCTHW, cache), cache)
+    def forward(self, z_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
+        """[B, z_channels, T', H', W'] -> [B, 3, T, H, W]; with a past the next frames of its video."""
+        h_BCTHW = self.mid(self.conv_in(z_BCTHW, past), past)
         for level in reversed(self.up):
-            h_BCTHW = level(h_BCTHW, cache)
-        video_BCTHW = self.unpatcher3d(self.conv_out(F.silu(self.norm_out(h_BCTHW)), cache), cache)
-        if cache is not None:
-            cache.end_chunk()
+            h_BCTHW = level(h_BCTHW, past)
+        video_BCTHW = self.unpatcher3d(self.conv_out(F.silu(self.norm_out(h_BCTHW)), past), past)
+        past.end_chunk()
         return video_BCTHW

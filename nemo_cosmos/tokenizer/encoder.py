@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo_cosmos.tokenizer.causal_cache import CausalCache
+from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.layers import CausalNorm, FactorisedConv, HybridDownsample, MiddleBlock, ResnetBlock
 from nemo_cosmos.tokenizer.patching import Patcher
@@ -28,11 +28,11 @@ class DownLevel(nn.Module):
         self.block = nn.ModuleList(ResnetBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
         self.downsample = HybridDownsample(out_channels, space=space, time=time) if space or time else None
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T', H', W']."""
         for block in self.block:
-            x_BCTHW = block(x_BCTHW, cache)
-        return x_BCTHW if self.downsample is None else self.downsample(x_BCTHW, cache)
+            x_BCTHW = block(x_BCTHW, past)
+        return x_BCTHW if self.downsample is None else self.downsample(x_BCTHW, past)
 
 
 class Encoder(nn.Module):
@@ -61,12 +61,11 @@ class Encoder(nn.Module):
         self.norm_out = CausalNorm(widths[-1])
         self.conv_out = FactorisedConv(widths[-1], config.num_z_channels)
 
-    def forward(self, video_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
-        """[B, 3, T, H, W] -> [B, z_channels, T', H', W']; with a cache the next chunk of its video."""
-        h_BCTHW = self.conv_in(self.patcher3d(video_BCTHW, cache), cache)
+    def forward(self, video_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
+        """[B, 3, T, H, W] -> [B, z_channels, T', H', W']; with a past the next frames of its video."""
+        h_BCTHW = self.conv_in(self.patcher3d(video_BCTHW, past), past)
         for level in self.down:
-            h_BCTHW = level(h_BCTHW, cache)
-        h_BCTHW = self.conv_out(F.silu(self.norm_out(self.mid(h_BCTHW, cache))), cache)
-        if cache is not None:
-            cache.end_chunk()
+            h_BCTHW = level(h_BCTHW, past)
+        h_BCTHW = self.conv_out(F.silu(self.norm_out(self.mid(h_BCTHW, past))), past)
+        past.end_chunk()
         return h_BCTHW

@@ -99,11 +99,12 @@ class ImageDownsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H / 2, W / 2]."""
-        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+        return self.conv(self.pad(x_BCHW))
 
 
 class ImageUpsample(nn.Module):

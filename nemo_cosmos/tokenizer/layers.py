@@ -4,7 +4,7 @@ Tensors between blocks are `B C T H W` in channels-last memory, so that merging 
 axis, or channels into a matrix product is a view and never a copy. Every convolution is factorised, hence runs as the
 two-dimensional or pointwise operation that it really is.
 
-Layers that look back in time take a `CausalCache`, by which a video may come in chunks; None is the whole video.
+Layers that look back in time take a `Past`, by which a video may come in chunks or be shared among ranks.
 
 Shape letters: B batch, C channels, T frames, H height, W width, S = H W pixels.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nemo_cosmos.tokenizer.causal_cache import CausalCache, starts_video
+from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 
 NORM_EPS = 1e-6
 
@@ -24,8 +24,8 @@ NORM_EPS = 1e-6
 class CausalConv3d(nn.Module):
     """Convolution over space or over time that never sees a later frame.
 
-    In time the video's first frame is repeated on the left, kernel - stride times; a later chunk has as many frames of
-    the chunk before there. In space zeros surround the picture.
+    In time the video's first frame is repeated on the left, kernel - stride times; later frames have as many of the
+    frames before them there. In space zeros surround the picture.
 
     Args:
         in_channels: Channels in.
@@ -35,6 +35,10 @@ class CausalConv3d(nn.Module):
         time_stride: Step along time.
         space_stride: Step along height and width.
         space_padding: Zeros around the picture; None for (space_kernel - 1) / 2.
+
+    Attributes:
+        space_padding: Zeros above and below, and at both sides. Ranks that share a picture put each other's rows there.
+        adds_bias: Whether the bias is added; ranks that share the input channels add it to their sum.
     """
 
     def __init__(
@@ -52,7 +56,9 @@ class CausalConv3d(nn.Module):
         assert space_kernel % 2 == 1, space_kernel
         assert time_kernel == 1 or space_kernel == 1, "factorise the convolution"
         self.time_pad = time_kernel - time_stride
-        self.space_padding = (space_kernel - 1) // 2 if space_padding is None else space_padding
+        padding = (space_kernel - 1) // 2 if space_padding is None else space_padding
+        self.space_padding = (padding, padding)
+        self.adds_bias = True
         self.conv3d = nn.Conv3d(
             in_channels,
             out_channels,
@@ -60,44 +66,38 @@ class CausalConv3d(nn.Module):
             stride=(time_stride, space_stride, space_stride),
         )
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T / time_stride, H', W']."""
         kernel_t, kernel_s, _ = self.conv3d.kernel_size
         if kernel_t > 1:
-            return self._over_time(self._with_past(x_BCTHW, cache))
+            return self._over_time(past.before(self, x_BCTHW, self.time_pad))
         if kernel_s > 1:
             return self._over_space(x_BCTHW)
         return self._pointwise(x_BCTHW)
 
     def _pointwise(self, x_BCTHW: Tensor) -> Tensor:
         x_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1)
-        return F.linear(x_BTHWC, self.conv3d.weight.flatten(1), self.conv3d.bias).permute(0, 4, 1, 2, 3)
+        return F.linear(x_BTHWC, self.conv3d.weight.flatten(1), self._bias()).permute(0, 4, 1, 2, 3)
 
     def _over_space(self, x_BCTHW: Tensor) -> Tensor:
         x_NCHW = frames_to_batch(x_BCTHW)
         y_NCHW = F.conv2d(
             x_NCHW,
             self.conv3d.weight.squeeze(2),
-            self.conv3d.bias,
+            self._bias(),
             stride=self.conv3d.stride[1:],
             padding=self.space_padding,
         )
         return batch_to_frames(y_NCHW, x_BCTHW.shape[0])
 
-    def _with_past(self, x_BCTHW: Tensor, cache: CausalCache | None) -> Tensor:
-        first_frames = [x_BCTHW[:, :, :1]] * self.time_pad
-        past = first_frames if cache is None or cache.at_start else cache.recall(self)
-        x_BCTHW = torch.cat([*past, x_BCTHW], dim=2)
-        if cache is not None:
-            # Copied, because a slice would keep the whole chunk in memory.
-            cache.remember(self, x_BCTHW[:, :, x_BCTHW.shape[2] - self.time_pad :].clone())
-        return x_BCTHW
-
     def _over_time(self, x_BCTHW: Tensor) -> Tensor:
         _, _, _, height, width = x_BCTHW.shape
         x_BCTS = rearrange(x_BCTHW, "B C T H W -> B C T (H W)")
-        y_BCTS = F.conv2d(x_BCTS, self.conv3d.weight.squeeze(4), self.conv3d.bias, stride=(self.conv3d.stride[0], 1))
+        y_BCTS = F.conv2d(x_BCTS, self.conv3d.weight.squeeze(4), self._bias(), stride=(self.conv3d.stride[0], 1))
         return rearrange(y_BCTS, "B C T (H W) -> B C T H W", H=height, W=width)
+
+    def _bias(self) -> Tensor | None:
+        return self.conv3d.bias if self.adds_bias else None
 
 
 def frames_to_batch(x_BCTHW: Tensor) -> Tensor:
@@ -140,10 +140,10 @@ class FactorisedConv(nn.Sequential):
             CausalConv3d(out_channels, out_channels, time_kernel=3),
         )
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T, H, W]."""
         space, time = self
-        return time(space(x_BCTHW), cache)
+        return time(space(x_BCTHW), past)
 
 
 class ResnetBlock(nn.Module):
@@ -162,10 +162,10 @@ class ResnetBlock(nn.Module):
         self.conv2 = FactorisedConv(out_channels, out_channels)
         self.nin_shortcut = CausalConv3d(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T, H, W]."""
-        h_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)), cache)
-        h_BCTHW = self.conv2(F.silu(self.norm2(h_BCTHW)), cache)
+        h_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)), past)
+        h_BCTHW = self.conv2(F.silu(self.norm2(h_BCTHW)), past)
         return self.nin_shortcut(x_BCTHW) + h_BCTHW
 
 
@@ -184,19 +184,19 @@ class CausalAttention(nn.Module):
         self.v = CausalConv3d(channels, channels)
         self.proj_out = CausalConv3d(channels, channels)
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
         h_BCTHW = self.norm(x_BCTHW)
-        return x_BCTHW + self.proj_out(self._attend(self.q(h_BCTHW), self.k(h_BCTHW), self.v(h_BCTHW), cache))
+        return x_BCTHW + self.proj_out(self._attend(self.q(h_BCTHW), self.k(h_BCTHW), self.v(h_BCTHW), past))
 
-    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, cache: CausalCache | None) -> Tensor:
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, past: Past) -> Tensor:
         raise NotImplementedError
 
 
 class SpatialAttention(CausalAttention):
     """All pixels of a frame see each other."""
 
-    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, cache: CausalCache | None) -> Tensor:
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, past: Past) -> Tensor:
         _, _, _, height, width = q_BCTHW.shape
         qkv = (rearrange(x, "B C T H W -> B T (H W) C") for x in (q_BCTHW, k_BCTHW, v_BCTHW))
         out_BTSC = F.scaled_dot_product_attention(*qkv)
@@ -206,26 +206,17 @@ class SpatialAttention(CausalAttention):
 class TemporalAttention(CausalAttention):
     """A pixel sees itself in this frame and all before."""
 
-    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, cache: CausalCache | None) -> Tensor:
+    def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, past: Past) -> Tensor:
         _, _, _, height, width = q_BCTHW.shape
+        k_BCTHW, v_BCTHW = past.keys_before(self, k_BCTHW, v_BCTHW)
         q_BSTC, k_BSTC, v_BSTC = (rearrange(x, "B C T H W -> B (H W) T C") for x in (q_BCTHW, k_BCTHW, v_BCTHW))
-        if cache is None:
+        num_queries, num_keys = q_BSTC.shape[2], k_BSTC.shape[2]
+        if num_queries == num_keys and past.max_attended_frames is None:
             out_BSTC = F.scaled_dot_product_attention(q_BSTC, k_BSTC, v_BSTC, is_causal=True)
         else:
-            k_BSTC, v_BSTC = self._with_past(k_BSTC, v_BSTC, cache)
-            mask = causal_mask(q_BSTC.shape[2], k_BSTC.shape[2], cache.max_attended_frames).to(q_BSTC.device)
+            mask = causal_mask(num_queries, num_keys, past.max_attended_frames).to(q_BSTC.device)
             out_BSTC = F.scaled_dot_product_attention(q_BSTC, k_BSTC, v_BSTC, attn_mask=mask)
         return rearrange(out_BSTC, "B (H W) T C -> B C T H W", H=height, W=width)
-
-    def _with_past(self, k_BSTC: Tensor, v_BSTC: Tensor, cache: CausalCache) -> tuple[Tensor, Tensor]:
-        if not cache.at_start:
-            k_BSTC, v_BSTC = (torch.cat(pair, dim=2) for pair in zip(cache.recall(self), (k_BSTC, v_BSTC), strict=True))
-        if cache.max_attended_frames is None:
-            cache.remember(self, k_BSTC, v_BSTC)
-        else:
-            oldest = max(0, k_BSTC.shape[2] - cache.max_attended_frames + 1)
-            cache.remember(self, k_BSTC[:, :, oldest:].clone(), v_BSTC[:, :, oldest:].clone())
-        return k_BSTC, v_BSTC
 
 
 def causal_mask(num_queries: int, num_keys: int, max_attended_frames: int | None) -> Tensor:
@@ -248,22 +239,23 @@ class HybridDownsample(nn.Module):
         super().__init__()
         self.space, self.time = space, time
         if space:
+            self.pad = nn.ZeroPad2d((0, 1, 0, 1))
             self.conv1 = CausalConv3d(channels, channels, space_kernel=3, space_stride=2, space_padding=0)
         if time:
             self.conv2 = CausalConv3d(channels, channels, time_kernel=3, time_stride=2)
         self.conv3 = CausalConv3d(channels, channels)
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + (T-1) / 2, H / 2, W / 2] where both are halved."""
         if self.space:
             batch_size = x_BCTHW.shape[0]
-            padded_BCTHW = batch_to_frames(F.pad(frames_to_batch(x_BCTHW), (0, 1, 0, 1)), batch_size)
+            padded_BCTHW = batch_to_frames(self.pad(frames_to_batch(x_BCTHW)), batch_size)
             pooled_BCTHW = batch_to_frames(F.avg_pool2d(frames_to_batch(x_BCTHW), 2), batch_size)
             x_BCTHW = self.conv1(padded_BCTHW) + pooled_BCTHW
         if self.time:
-            if starts_video(cache):
+            if past.at_start:
                 x_BCTHW = torch.cat([x_BCTHW[:, :, :1], x_BCTHW], dim=2)
-            x_BCTHW = self.conv2(x_BCTHW, cache) + (x_BCTHW[:, :, 0::2] + x_BCTHW[:, :, 1::2]) * 0.5
+            x_BCTHW = self.conv2(x_BCTHW, past) + (x_BCTHW[:, :, 0::2] + x_BCTHW[:, :, 1::2]) * 0.5
         return self.conv3(x_BCTHW)
 
 
@@ -285,12 +277,12 @@ class HybridUpsample(nn.Module):
             self.conv2 = CausalConv3d(channels, channels, space_kernel=3)
         self.conv3 = CausalConv3d(channels, channels)
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + 2 (T-1), 2 H, 2 W] where both are doubled."""
         if self.time:
-            num_single = 1 if starts_video(cache) else 0  # the video's first frame stays one frame
+            num_single = 1 if past.at_start else 0  # the video's first frame stays one frame
             x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)[:, :, num_single:]
-            x_BCTHW = self.conv1(x_BCTHW, cache) + x_BCTHW
+            x_BCTHW = self.conv1(x_BCTHW, past) + x_BCTHW
         if self.space:
             x_BCTHW = x_BCTHW.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
             x_BCTHW = self.conv2(x_BCTHW) + x_BCTHW
@@ -310,9 +302,9 @@ class MiddleBlock(nn.Module):
         self.attn_1 = nn.ModuleList([SpatialAttention(channels), TemporalAttention(channels)])
         self.block_2 = ResnetBlock(channels, channels)
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
-        x_BCTHW = self.block_1(x_BCTHW, cache)
+        x_BCTHW = self.block_1(x_BCTHW, past)
         for attention in self.attn_1:
-            x_BCTHW = attention(x_BCTHW, cache)
-        return self.block_2(x_BCTHW, cache)
+            x_BCTHW = attention(x_BCTHW, past)
+        return self.block_2(x_BCTHW, past)

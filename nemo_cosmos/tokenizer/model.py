@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_cosmos.errors import user_error
-from nemo_cosmos.tokenizer.causal_cache import CausalCache, starts_video
+from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 from nemo_cosmos.tokenizer.config import Modality, TokenizerConfig
 from nemo_cosmos.tokenizer.decoder import Decoder
 from nemo_cosmos.tokenizer.encoder import Encoder
@@ -64,10 +64,11 @@ class Tokenizer(nn.Module):
 
     def _autoencode(self, picture: Tensor) -> Tensor:
         """Encodes and decodes, with a gradient through the quantizer."""
-        codes = self.quant_conv(self.encoder(picture))
-        if self.quantizer is not None:
-            _, codes = self.quantizer(codes)
-        return self.decoder(self.post_quant_conv(codes))
+        return self.decoder(self.post_quant_conv(self.quantized(self.quant_conv(self.encoder(picture)))))
+
+    def quantized(self, moments: Tensor) -> Tensor:
+        """Returns the codes that a decoder gets in training for what `quant_conv` gives, with a gradient."""
+        return moments if self.quantizer is None else self.quantizer(moments)[1]
 
     def fingerprint(self) -> str:
         """Returns the hex SHA-256 over the architecture and the weights that make the latent.
@@ -110,12 +111,12 @@ class CausalVideoTokenizer(Tokenizer):
         self.post_quant_conv = CausalConv3d(latent_channels, z_channels)
         self.decoder = Decoder(tokenizer_config)
 
-    def encode(self, video_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def encode(self, video_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """Compresses a video.
 
         Args:
             video_BCTHW: Float [B, 3, 1 + k c_t, H, W] in [-1, 1]; H and W divisible by the spatial compression.
-            cache: For a video in chunks (`streaming.encode_stream`): the chunks before. All but the first chunk have
+            past: For a video in chunks (`streaming.encode_stream`): the chunks before. All but the first chunk have
                 k c_t frames and give k latent frames.
 
         Returns:
@@ -125,16 +126,16 @@ class CausalVideoTokenizer(Tokenizer):
         Raises:
             UserError: The shape does not fit the compression.
         """
-        check_video_shape(self.tokenizer_config, tuple(video_BCTHW.shape), continues=not starts_video(cache))
-        return self._latent(self.quant_conv(self.encoder(video_BCTHW, cache)))
+        check_video_shape(self.tokenizer_config, tuple(video_BCTHW.shape), continues=not past.at_start)
+        return self._latent(self.quant_conv(self.encoder(video_BCTHW, past)))
 
-    def decode(self, latent: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def decode(self, latent: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """Rebuilds a video from its latent.
 
         Args:
             latent: Float [B, latent_channels, 1 + k, H / c_s, W / c_s] or integer [B, 1 + k, H / c_s, W / c_s] as
                 `encode` gives it.
-            cache: For a latent in chunks (`streaming.decode_stream`): the chunks before.
+            past: For a latent in chunks (`streaming.decode_stream`): the chunks before.
 
         Returns:
             Float [B, 3, 1 + k c_t, H, W], about [-1, 1] but not clamped.
@@ -142,7 +143,7 @@ class CausalVideoTokenizer(Tokenizer):
         Raises:
             UserError: The latent is not this tokenizer's: its axes or channels, its dtype, or an index.
         """
-        return self.decoder(self.post_quant_conv(self._codes(latent)), cache)
+        return self.decoder(self.post_quant_conv(self._codes(latent)), past)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         """Encodes and decodes: [B, 3, T, H, W] -> [B, 3, T, H, W]; gradients flow through a quantizer."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from nemo_cosmos.tokenizer.causal_cache import CausalCache, starts_video
+from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 from nemo_cosmos.tokenizer.config import PatchMethod
 
 _HAAR_STEP = ((1.0, 1.0), (1.0, -1.0))
@@ -102,19 +102,19 @@ class Patcher(nn.Module):
         self.method = method
         self.register_buffer("matrix_KP", _analysis_matrix(patch_size, method, 3), persistent=False)
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """Folds a video.
 
         Args:
             x_BCTHW: [B, C, 1 + k p, H, W] with H and W divisible by p; a later chunk has k p frames.
-            cache: Tells which chunk of the video it is; None for the whole.
+            past: Tells which frames of the video they are.
 
         Returns:
             [B, K C, 1 + k, H / p, W / p], of a later chunk k frames, in channels-last memory; `haar` has the bands
             slow and the colours fast, `rearrange` the other way round.
         """
         p = self.patch_size
-        if starts_video(cache):
+        if past.at_start:
             first = repeat(x_BCTHW[:, :, :1], "B C 1 H W -> B C p H W", p=p)
             x_BCTHW = torch.cat([first, x_BCTHW[:, :, 1:]], dim=2)
         pattern = "B C (T pt) (H ph) (W pw) -> B T H W C (pt ph pw)"
@@ -135,12 +135,12 @@ class Unpatcher(nn.Module):
         self.method = method
         self.register_buffer("matrix_PK", _synthesis_matrix(patch_size, method, 3), persistent=False)
 
-    def forward(self, x_BCTHW: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """Unfolds coefficients.
 
         Args:
             x_BCTHW: [B, K C, 1 + k, H, W] as `Patcher` gives it.
-            cache: Tells which chunk of the video it is; None for the whole.
+            past: Tells which frames of the video they are.
 
         Returns:
             [B, C, 1 + k p, H p, W p]; of a later chunk p frames for each.
@@ -149,7 +149,7 @@ class Unpatcher(nn.Module):
         x_BTHWCP = _unfold(x_BCTHW, self.matrix_PK, self.method)
         pattern = "B T H W C (pt ph pw) -> B C (T pt) (H ph) (W pw)"
         x_BCTHW = rearrange(x_BTHWCP, pattern, pt=p, ph=p, pw=p)
-        return x_BCTHW[:, :, p - 1 :] if starts_video(cache) else x_BCTHW
+        return x_BCTHW[:, :, p - 1 :] if past.at_start else x_BCTHW
 
 
 class ImagePatcher(nn.Module):

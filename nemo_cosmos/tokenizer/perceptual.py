@@ -12,6 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from nemo_cosmos.parallel.startup import run_seed
+
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 """(reconstruction, video), both [B, C, T, H, W] in [-1, 1] -> scalar."""
 
@@ -137,4 +139,4 @@ def drawn_frames(length: int, num_frames: int) -> Tensor:
 
 def step_generator() -> torch.Generator:
     """A generator that starts the same in every micro-batch and on every rank of an optimizer step."""
-    return torch.Generator().manual_seed(torch.initial_seed())
+    return torch.Generator().manual_seed(run_seed())

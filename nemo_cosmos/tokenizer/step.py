@@ -9,11 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from einops import rearrange
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.enums import ModelType
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from nemo.collections.llm import fn
 from nemo.lightning import io
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
@@ -24,9 +22,12 @@ from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.parallel.replicated import check_same_on_all_ranks
+from nemo_cosmos.parallel.stages import stage_ends
+from nemo_cosmos.parallel.startup import run_seed
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.adversary import Adversary
 from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.context_parallel import Axis
 from nemo_cosmos.tokenizer.initialization import initialize
 from nemo_cosmos.tokenizer.losses import (
     FlowEstimator,
@@ -36,51 +37,21 @@ from nemo_cosmos.tokenizer.losses import (
     psnr_db,
     reconstruction_loss,
 )
-from nemo_cosmos.tokenizer.model import LATENT_MAKERS, CausalVideoTokenizer
+from nemo_cosmos.tokenizer.megatron_model import MegatronVideoTokenizer, check_layout
+from nemo_cosmos.tokenizer.model import LATENT_MAKERS
 from nemo_cosmos.tokenizer.perceptual import PerceptualDistance
-from nemo_cosmos.tokenizer.recompute import recompute_activations
 
 _MEASURED_BY = "measured_by"
 """In checkpoints and their cards: names of what measures the loss terms."""
-
-
-class MegatronVideoTokenizer(CausalVideoTokenizer):
-    """The tokenizer with what Megatron's DDP, schedules and checkpoints ask of a model.
-
-    Args:
-        tokenizer_config: The architecture.
-        config: Megatron's configuration: precision and communication.
-    """
-
-    def __init__(self, tokenizer_config: TokenizerConfig, config: TransformerConfig) -> None:
-        super().__init__(tokenizer_config)
-        self.config = config
-        self.model_type = ModelType.encoder_or_decoder
-        # Megatron's schedules take every `decoder` for a transformer's and number the micro-batches of its `layers`.
-        self.decoder.layers = ()
-        recompute_activations(self, config)
-
-    def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
-        """Takes what an earlier pipeline stage sent; there is none, for the model is never split."""
-        assert all(tensor is None for tensor in input_tensor), "the tokenizer has one pipeline stage"
-
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict | None = None,
-    ) -> ShardedStateDict:
-        """Returns the weights for a distributed checkpoint, each whole and the same on every rank."""
-        return make_sharded_tensors_for_checkpoint(
-            self.state_dict(keep_vars=True), prefix, sharded_offsets=sharded_offsets
-        )
 
 
 @dataclass(kw_only=True)
 class TokenizerModelConfig(TransformerConfig, io.IOMixin):
     """How a tokenizer is trained. Megatron's transformer fields have no meaning here and hold placeholders.
 
-    Of its fields for recomputation `recompute_granularity="full"` counts, see `recompute_activations`.
+    Its parallel sizes have: tensor-parallel ranks divide channels, context-parallel ones the video, and of two pipeline
+    stages the first has the encoder.
+    Of its fields for recomputation `recompute_granularity="full"` counts, see `recompute.recompute_activations`.
     """
 
     architecture: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -91,28 +62,55 @@ class TokenizerModelConfig(TransformerConfig, io.IOMixin):
     """Folder with weights to start from (`weights.save`), `default` for the embedded ones; None starts anew."""
     freeze_encoder: bool = False
     """Train the decoder alone; latents, and all that was trained on them, stay valid."""
+    context_parallel_axis: Axis = "height"
+    """What context-parallel ranks divide: rows of the picture, or frames, which needs longer videos."""
     num_layers: int = 1
     hidden_size: int = 1
     num_attention_heads: int = 1
+    moe_token_dispatcher_type: str = "alltoall"
+    variable_seq_lengths: bool = True
+    """Pipeline stages tell each other the size of what they send, for it follows the videos."""
+
+    def __post_init__(self) -> None:
+        """Makes the checks of Megatron, whose placeholders must divide by the layout's sizes; NeMo calls it again."""
+        self.num_layers = self.pipeline_model_parallel_size
+        self.hidden_size = self.num_attention_heads = self.num_query_groups = self.tensor_model_parallel_size
+        super().__post_init__()
 
     def configure_model(self) -> MegatronVideoTokenizer:
         """Builds the tokenizer of this rank.
 
         Raises:
-            UserError: The layout splits the model, or the initial weights do not fit the architecture.
+            UserError: The model cannot be split in this layout, or the initial weights do not fit the architecture.
         """
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
-            if getattr(self, name) != 1:
-                raise user_error(name, getattr(self, name), "1 for a tokenizer", "Use data parallelism instead.")
-        tokenizer = MegatronVideoTokenizer(self.architecture, self)
-        if self.init_from is None:
-            initialize(tokenizer)
-        else:
-            tokenizer.load_state_dict(self._initial_weights())
+        self._check()
+        # One seed for all ranks, which cut the same whole weights.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run_seed())
+            tokenizer = MegatronVideoTokenizer(self.architecture, self)
+            if self.init_from is None:
+                initialize(tokenizer)
+            else:
+                tokenizer.load_state_dict(self._initial_weights())
         if self.freeze_encoder:
             for name, parameter in tokenizer.named_parameters():
                 parameter.requires_grad_(not name.startswith(LATENT_MAKERS))
+        if self._is_split:
+            groups = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp"])
+            tokenizer.split(groups, **stage_ends(None), context_parallel_axis=self.context_parallel_axis)
         return tokenizer
+
+    @property
+    def _is_split(self) -> bool:
+        sizes = (self.tensor_model_parallel_size, self.pipeline_model_parallel_size, self.context_parallel_size)
+        return max(sizes) > 1
+
+    def _check(self) -> None:
+        check_layout(self.architecture, self, self.context_parallel_axis)
+        if self.freeze_encoder and self.pipeline_model_parallel_size > 1:
+            raise user_error(
+                "freeze_encoder", True, "False with two pipeline stages", "Use one: the first learns nothing."
+            )
 
     def _initial_weights(self) -> dict[str, Tensor]:
         start = weights.load_default() if self.init_from == "default" else weights.load(self.init_from)
@@ -267,7 +265,14 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
             )
 
     def configure_model(self, vp_stage: int | None = None) -> None:
-        """Builds `self.module`, once. `vp_stage` is Megatron's; the tokenizer is never split."""
+        """Builds `self.module`, once. `vp_stage` is Megatron's; the tokenizer has no virtual stages.
+
+        Raises:
+            UserError: The layout does not suit the model or its training.
+        """
+        if self._adversary is not None and self.config.pipeline_model_parallel_size > 1:
+            expected = "None with two pipeline stages, of which the first sees no reconstruction"
+            raise user_error("adversary", self._adversary, expected, "Use one stage, and other kinds of parallelism.")
         if not hasattr(self, "module"):
             self.module = self.config.configure_model()
 

@@ -10,8 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_PRELOAD = ["torch", "megatron.core.optimizer", "megatron.core.dist_checkpointing", "nemo_cosmos.diffusion.model"]
-TIMEOUT_S = 120.0
+_PRELOAD = [
+    "torch",
+    "megatron.core.optimizer",
+    "megatron.core.dist_checkpointing",
+    "nemo_cosmos.diffusion.model",
+    "nemo_cosmos.tokenizer.megatron_model",
+]
+TIMEOUT_S = 240.0
 
 
 def run_ranks(function: Callable[..., None], num_ranks: int, folder: Path, *args: Any) -> None:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -121,12 +122,33 @@ def test_sharded_names_are_the_weights_names(trained: tuple) -> None:
     assert list(module.sharded_state_dict(prefix="module.")) == [f"module.{name}" for name in module.state_dict()]
 
 
-@pytest.mark.parametrize("name", ["tensor", "pipeline", "context"])
-def test_splitting_the_model_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tensor_model_parallel_size": 3}, r"tensor_model_parallel_size: got 3, .*channels.*would do: 2"),
+        ({"pipeline_model_parallel_size": 3}, r"pipeline_model_parallel_size: got \(3, None\), expected 1, or 2"),
+        ({"virtual_pipeline_model_parallel_size": 2}, "without virtual stages"),
+        ({"sequence_parallel": True}, "sequence_parallel: got True"),
+        ({"context_parallel_axis": "width"}, "context_parallel_axis: got 'width', expected 'height' or 'time'"),
+        ({"pipeline_model_parallel_size": 2, "freeze_encoder": True}, "freeze_encoder: got True"),
+    ],
+)
+def test_impossible_layouts_are_refused_before_anything_is_built(
+    fields: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.Conv3d, "__init__", lambda *_, **__: pytest.fail("weights were allocated"))
     config = TokenizerModelConfig(architecture=MINI)
-    setattr(config, f"{name}{'' if name == 'context' else '_model'}_parallel_size", 2)
-    with pytest.raises(UserError, match=f"{name}.*_parallel_size: got 2, expected 1"):
+    for name, value in fields.items():  # as the strategy does it
+        setattr(config, name, value)
+    with pytest.raises(UserError, match=message):
         config.configure_model()
+
+
+def test_an_adversary_of_two_stages_is_refused() -> None:
+    model = TokenizerModel(TokenizerModelConfig(architecture=MINI), adversary=SimpleNamespace(name="any"))
+    model.config.pipeline_model_parallel_size = 2
+    with pytest.raises(UserError, match="adversary"):
+        model.configure_model()
 
 
 def test_a_frozen_encoder_leaves_the_latents_alone() -> None:
