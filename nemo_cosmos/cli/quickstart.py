@@ -20,7 +20,7 @@ def quickstart(
         "runs/quickstart"
     ),
     videos: Annotated[Path | None, typer.Option(help="Your own videos instead of the packaged clips.")] = None,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train anew; takes over an hour.")] = False,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train anew; takes two hours.")] = False,
     seed: Annotated[int, typer.Option(help="Of the training rollouts and of the noise.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Simulator processes.")] = 2,
     as_json: Json = False,

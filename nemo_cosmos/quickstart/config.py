@@ -33,7 +33,7 @@ WARM = Budget(
     finetune_steps=60,
     num_eval_clips=32,
 )
-"""Starts from the embedded weights; about five minutes on two cores of a recent CPU."""
+"""Starts from the embedded weights; five to ten minutes on two cores."""
 
 FROM_SCRATCH = Budget(
     num_street=240,
