@@ -66,9 +66,11 @@ def curate(
 def tokenize(
     curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder of the latent cache.")],
-    tokenizer: Annotated[str, typer.Option(help="Folder, checkpoint, or name of embedded weights.")] = "tokenizer_tiny",
+    tokenizer: Annotated[
+        str, typer.Option(help="Published, diffusers or NeMo folder, or an embedded name.")
+    ] = "tokenizer_tiny",
     text_encoder: Annotated[str, typer.Option(help="minilm-l6 or t5-11b.")] = "minilm-l6",
-    num_frames: Annotated[int, typer.Option(help="Frames per sample, 1 + 8k.")] = 17,
+    num_frames: Annotated[int, typer.Option(help="Frames per sample, 1 + k times the tokenizer's compression.")] = 17,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     window_stride: Annotated[int, typer.Option(help="Frames between two samples of a clip.")] = 8,

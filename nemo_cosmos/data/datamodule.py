@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard, Split
 from nemo_cosmos.data.clips import ClipDataset
-from nemo_cosmos.data.latent_cache import LatentDataset, read_cache_card
+from nemo_cosmos.data.latent_cache import LatentDataset, read_cache_card, require_continuous
 from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, ShuffledEpochs
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
@@ -122,6 +122,7 @@ class LatentDataModule(_MegatronDataModule):
         self.with_actions = with_actions
         self.sources = sources
         card = read_cache_card(path)
+        require_continuous(card)
         self.cache_card = card
         self.samples = card.num_samples["train"]
         self.tokenizer_fingerprint = card.tokenizer_fingerprint

@@ -43,13 +43,33 @@ class LatentCacheConfig:
                 raise user_error(name, getattr(self, name), "a positive number", "Correct the configuration.")
 
 
+def cache_card(root: str | Path) -> Path:
+    """Path of the card that a finished cache has."""
+    return Path(root) / "cache.json"
+
+
+def require_continuous(card: LatentCacheCard) -> None:
+    """Refuses a cache of indices.
+
+    Raises:
+        UserError: The cache was written by a discrete tokenizer.
+    """
+    if not card.continuous:
+        raise user_error(
+            "latent cache",
+            f"indices of the discrete tokenizer {card.tokenizer}",
+            "continuous latents",
+            "Write another cache with a CV tokenizer.",
+        )
+
+
 def read_cache_card(root: str | Path) -> LatentCacheCard:
     """Reads `cache.json`.
 
     Raises:
         UserError: The cache is missing or not finished.
     """
-    path = Path(root) / "cache.json"
+    path = cache_card(root)
     if not path.exists():
         raise UserError(
             f"{root}: no finished latent cache here. Run nemo-cosmos tokenize; it goes on where it stopped."
@@ -104,11 +124,7 @@ class LatentDataset(torch.utils.data.Dataset):
         statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> None:
         self.card = read_cache_card(root)
-        if not self.card.continuous:
-            raise UserError(
-                f"{root}: holds indices of the discrete tokenizer {self.card.tokenizer}, expected a continuous latent. "
-                "Write another cache with a CV tokenizer."
-            )
+        require_continuous(self.card)
         self._mean, self._std = statistics or (self.card.latent_mean, self.card.latent_std)
         self._with_actions = with_actions
         self.samples: list[LatentSample] = []

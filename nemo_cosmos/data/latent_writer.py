@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nemo_cosmos.contracts import ClipRecord, LatentCacheCard, LatentSample, Split
 from nemo_cosmos.data.curated import CuratedClips, caption_at, curated_shards, windows_of
-from nemo_cosmos.data.latent_cache import LatentCacheConfig
+from nemo_cosmos.data.latent_cache import LatentCacheConfig, cache_card
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.parallel.device import current_device
@@ -26,6 +26,8 @@ from nemo_cosmos.video_io import to_model
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
 _TEXTS_KEPT = 32
 """Captions whose states a writer holds in memory."""
+_LEAST_VARIANCE = 1e-12
+"""Below it is rounding error."""
 
 
 class LatentTokenizer(Protocol):
@@ -35,10 +37,15 @@ class LatentTokenizer(Protocol):
         """Pixels in [-1, 1] -> float latent [B, C, T, H, W] or integer indices [B, T, H, W]."""
 
 
-def begin_latent_cache(output: str | Path, fingerprint: str, config: LatentCacheConfig, text_encoder: str) -> None:
+def begin_latent_cache(
+    curated: str | Path, output: str | Path, fingerprint: str, config: LatentCacheConfig, text_encoder: str
+) -> None:
     """Marks an empty folder as the cache of one tokenizer and configuration, or checks that it already is.
 
+    A finished cache whose curated shards have changed since is no longer said to be finished.
+
     Args:
+        curated: Folder that `nemo-cosmos curate` wrote.
         output: Folder of the cache.
         fingerprint: The tokenizer's.
         config: What is cut from each clip.
@@ -58,15 +65,28 @@ def begin_latent_cache(output: str | Path, fingerprint: str, config: LatentCache
             f"{output}: this latent cache was begun with {found}, but now it would be {mark}. "
             "Give another output folder, or delete this one."
         )
+    if unwritten_shards(curated, output):
+        cache_card(output).unlink(missing_ok=True)
 
 
 def unwritten_shards(curated: str | Path, output: str | Path) -> list[str]:
-    """Lists the curated shards that the cache lacks, named as by `curated_shards`.
+    """Lists the curated shards that the cache lacks, or has of an earlier curation; named as by `curated_shards`.
 
     Raises:
         UserError: There is no curated shard at all.
     """
-    return [name for name in curated_shards(curated) if not _mark_of(output, name).exists()]
+    return [name for name in curated_shards(curated) if not _is_written(curated, output, name)]
+
+
+def _is_written(curated: str | Path, output: str | Path, shard: str) -> bool:
+    mark = _mark_of(output, shard)
+    return mark.exists() and read_json(mark)["curated"] == _state_of(curated, shard)
+
+
+def _state_of(curated: str | Path, shard: str) -> dict[str, int]:
+    """What tells a curated shard from another one of the same name."""
+    state = (Path(curated) / shard).stat()
+    return {"bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
 class LatentWriter:
@@ -109,12 +129,14 @@ class LatentWriter:
         Raises:
             UserError: The shard is broken, or the disk is full.
         """
-        moments = {}
+        state, moments = _state_of(self._curated, shard), {}
         for split in _SPLITS:
             clips = CuratedClips(self._curated, split=split, views=self._config.views, shards=(shard,))
             if len(clips):
                 moments[split] = self._write_split(clips, split, shard).to_dict()
-        write_json(_mark_of(self._output, shard), moments)
+            else:
+                _tar_of(self._output, split, shard).unlink(missing_ok=True)
+        write_json(_mark_of(self._output, shard), {"curated": state, "splits": moments})
 
     def _write_split(self, clips: CuratedClips, split: Split, shard: str) -> _Moments:
         import webdataset
@@ -231,12 +253,21 @@ class _Moments:
 
 
 def _statistics(entries: list[dict[str, Any]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel over what several `_Moments` saw; empty for indices."""
+    """Mean and standard deviation per channel over what several `_Moments` saw; empty for indices.
+
+    Raises:
+        UserError: A channel does not vary.
+    """
     values = sum(entry["values"] for entry in entries)
     if not values:
         return (), ()
     mean = np.sum([entry["sum"] for entry in entries], axis=0) / values
     variance = np.sum([entry["sum_of_squares"] for entry in entries], axis=0) / values - mean**2
+    if (constant := np.flatnonzero(~(variance > _LEAST_VARIANCE))).size:
+        raise UserError(
+            f"latents: channels {constant.tolist()} are the same number everywhere, so they cannot be normalised. "
+            "Curate video that differs, or look at the tokenizer's weights."
+        )
     return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
 
 
@@ -263,11 +294,13 @@ def finish_latent_cache(
         The card, or None while shards are missing.
 
     Raises:
-        UserError: No training clip is long enough.
+        UserError: No training clip is long enough, or a channel of the latents does not vary.
     """
     if unwritten_shards(curated, output):
         return None
-    marks = [read_json(_mark_of(output, name)) for name in curated_shards(curated)]
+    names = curated_shards(curated)
+    _remove_others(output, names)
+    marks = [read_json(_mark_of(output, name))["splits"] for name in names]
     moments = {split: [mark[split] for mark in marks if split in mark] for split in _SPLITS}
     train = [entry for entry in moments["train"] if entry["samples"]]
     if not train:
@@ -290,5 +323,14 @@ def finish_latent_cache(
         text_length=text_encoder.max_length,
         num_samples={split: sum(entry["samples"] for entry in entries) for split, entries in moments.items()},
     )
-    write_json(Path(output) / "cache.json", card.to_dict())
+    write_json(cache_card(output), card.to_dict())
     return card
+
+
+def _remove_others(output: str | Path, shards: list[str]) -> None:
+    """Removes what was made from shards that an earlier curation had and this one has not."""
+    kept = {_tar_of(output, split, name) for name in shards for split in _SPLITS}
+    kept |= {_mark_of(output, name) for name in shards}
+    found = [*(tar for split in _SPLITS for tar in (Path(output) / split).glob("[!.]*.tar"))]
+    for path in {*found, *(Path(output) / "shards").glob("[!.]*.json")} - kept:
+        path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from nemo_cosmos.data.latent_cache import LatentCacheConfig
 from nemo_cosmos.data.latent_writer import begin_latent_cache, finish_latent_cache
 from nemo_cosmos.steps.tokenize_stages import ShardReaderStage, TokenizeStage
 from nemo_cosmos.text import text_encoder_config
+from nemo_cosmos.tokenizer.streaming import StreamingEncoder
 
 
 def tokenize(
@@ -42,16 +43,17 @@ def tokenize(
         The cache's card, or None when other tasks of the array are not done.
 
     Raises:
-        UserError: There is no curated shard or no long enough clip, the models cannot be had, or `output` belongs to
-            another tokenizer or configuration.
+        UserError: There is no curated shard or no long enough clip, the models cannot be had, the sizes do not fit the
+            tokenizer, or `output` belongs to another tokenizer or configuration.
     """
     # Workers of another machine start in another folder.
     curated, output = str(Path(curated).resolve()), str(Path(output).resolve())
     tokenizer = str(Path(tokenizer).resolve()) if Path(tokenizer).exists() else tokenizer
     config, encoder, runner = config or LatentCacheConfig(), text_encoder_config(text_encoder), make_executor(executor)
     loaded = load_tokenizer(tokenizer)
+    StreamingEncoder(loaded.model).check(config.num_frames, config.height, config.width)
     fingerprint = loaded.model.fingerprint()
-    begin_latent_cache(output, fingerprint, config, encoder.name)
+    begin_latent_cache(curated, output, fingerprint, config, encoder.name)
     stages = [
         ShardReaderStage(curated=curated, output=output),
         TokenizeStage(

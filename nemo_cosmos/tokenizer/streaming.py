@@ -161,6 +161,15 @@ class StreamingEncoder:
         _check_chunk_frames(tokenizer, chunk_frames)
         self._tokenizer, self._chunk_frames = tokenizer, chunk_frames
 
+    def check(self, num_frames: int, height: int, width: int) -> None:
+        """Refuses videos of a size that cannot be encoded.
+
+        Raises:
+            UserError: The size does not fit the compression; nothing is padded.
+        """
+        config = self._tokenizer.tokenizer_config
+        check_video_shape(config, (1, config.in_channels, num_frames, height, width))
+
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         """As `CausalVideoTokenizer.encode`, for a whole video.
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load as load_safetensors
 
+from nemo_cosmos.contracts import LatentSample
 from nemo_cosmos.data import latent_cache, latent_writer
 from nemo_cosmos.data.curated import CuratedClips, caption_at, curated_shards
 from nemo_cosmos.data.datamodule import LatentDataModule
@@ -45,7 +46,7 @@ CONFIG = LatentCacheConfig(num_frames=17, height=32, width=32, window_stride=4, 
 
 def _write(curated, output, *, tokenizer=None, text_encoder=None, config=CONFIG, shards=None):
     tokenizer, text_encoder = tokenizer or AverageTokenizer(), text_encoder or LengthEncoder()
-    begin_latent_cache(output, tokenizer.fingerprint(), config, text_encoder.config.name)
+    begin_latent_cache(curated, output, tokenizer.fingerprint(), config, text_encoder.config.name)
     writer = LatentWriter(curated, output, tokenizer=tokenizer, text_encoder=text_encoder, config=config)
     for shard in unwritten_shards(curated, output) if shards is None else shards:
         writer.write(shard)
@@ -85,9 +86,12 @@ def test_pixels_go_to_this_ranks_device_and_latents_come_back(curated, tmp_path,
             return super().encode(video_BCTHW)
 
     monkeypatch.setattr(latent_writer, "current_device", lambda: torch.device("meta"))
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype))
+    halves = torch.tensor([1.0, 3.0])
+    monkeypatch.setattr(
+        torch.Tensor, "cpu", lambda tensor: halves.repeat_interleave(tensor.shape[-1] // 2).expand(tensor.shape)
+    )
     card = _write(curated, tmp_path / "latents", tokenizer=OnMeta())
-    assert card.latent_mean == (1.0,) * 3
+    assert (card.latent_mean, card.latent_std) == ((2.0,) * 3, (1.0,) * 3)
 
 
 def test_training_latents_have_zero_mean_and_unit_variance(curated, tmp_path):
@@ -235,3 +239,37 @@ def test_a_discrete_tokenizers_indices_are_kept_as_they_are(curated, tmp_path):
     assert torch.equal(stored, tokenizer.encode(to_model(frames)[None])[0])
     with pytest.raises(UserError, match="indices of the discrete tokenizer average"):
         LatentDataset(tmp_path / "latents", split="train")
+    with pytest.raises(UserError, match="indices of the discrete tokenizer average"):
+        LatentDataModule(str(tmp_path / "latents"))
+
+
+def test_what_another_curation_wrote_is_encoded_anew_and_the_rest_removed(curated, tmp_path):
+    _write(curated, tmp_path / "latents")
+    first, second = curated_shards(curated)
+    # Another curation puts other clips under a name that was there, and needs one shard less.
+    (curated / first).unlink()
+    (curated / second).rename(curated / first)
+    assert unwritten_shards(curated, tmp_path / "latents") == [first]
+    begin_latent_cache(curated, tmp_path / "latents", "a", CONFIG, "length")
+    with pytest.raises(UserError, match="no finished latent cache"):
+        read_cache_card(tmp_path / "latents")
+    with pytest.raises(UserError, match="no training clip"):  # what is left is too short, or held out
+        _write(curated, tmp_path / "latents")
+    assert [path.name for path in (tmp_path / "latents").rglob("*.tar")] == [first.replace("/", "__")] * 2
+    assert {s.clip_id for s in _samples(tmp_path / "latents", "heldout")} == {"clip3"}
+
+
+def _samples(cache, split):
+    shards = [TarShard(path) for path in (cache / split).glob("*.tar")]
+    return [LatentSample.from_dict(json.loads(s.read(f"{key}.json"))) for s in shards for key in s.keys]
+
+
+def test_latents_that_do_not_vary_are_refused(curated, tmp_path):
+    class Constant(AverageTokenizer):
+        def encode(self, video_BCTHW):
+            latent = super().encode(video_BCTHW)
+            latent[:, 1] = 0.1
+            return latent
+
+    with pytest.raises(UserError, match=r"channels \[1\] are the same number"):
+        _write(curated, tmp_path / "latents", tokenizer=Constant())

@@ -1,5 +1,6 @@
 """The latent cache through NeMo-Curator's executors, with the embedded tokenizer."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.steps.tokenize import tokenize
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import preset
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, ImageTokenizer
 
 CONFIG = LatentCacheConfig(num_frames=17, height=32, width=32, window_stride=8, batch_size=2)
 
@@ -54,4 +55,14 @@ def test_bad_names_are_refused_before_anything_is_written(curated, tmp_path):
     for wrong in ({"executor": "threads"}, {"text_encoder": "none"}, {"tokenizer": "nothing_of_that_name"}):
         with pytest.raises(UserError, match=next(iter(wrong.values()))):
             tokenize(curated, tmp_path / "out", config=CONFIG, **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_tokenizer_cannot_take_is_refused_before_anything_is_written(curated, tmp_path):
+    torch.manual_seed(0)
+    weights.save(ImageTokenizer(preset("CI8x8-tiny")), tmp_path / "ci")
+    with pytest.raises(UserError, match="expected a video tokenizer"):
+        tokenize(curated, tmp_path / "out", tokenizer=str(tmp_path / "ci"), config=CONFIG)
+    with pytest.raises(UserError, match="number of frames: got 16"):
+        tokenize(curated, tmp_path / "out", config=dataclasses.replace(CONFIG, num_frames=16))
     assert not (tmp_path / "out").exists()
