@@ -57,6 +57,10 @@ def weight_at(weight: Weight, step: int) -> float:
     return weight.at(step) if isinstance(weight, WeightSchedule) else weight
 
 
+def _values(weight: Weight) -> tuple[float, ...]:
+    return weight.values if isinstance(weight, WeightSchedule) else (weight,)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the terms. The published values are those of cosmos-predict1, `tokenizer/training`."""
@@ -86,9 +90,11 @@ class LossConfig:
             UserError: A weight is negative, or all are zero.
         """
         weights = [getattr(self, field.name) for field in fields(self) if field.name.endswith("_weight")]
-        values = [value for weight in weights for value in getattr(weight, "values", (weight,))]
+        values = [value for weight in weights for value in _values(weight)]
         if min(values) < 0 or max(values) == 0:
             raise user_error("loss weights", self, "none negative and one positive", "Correct the loss config.")
+        if self.flow_scale < 1:
+            raise user_error("flow_scale", self.flow_scale, "at least 1", "Raise it.")
         if not 1 <= self.consistency_stride < self.consistency_frames:
             raise user_error(
                 "consistency_stride", self.consistency_stride, f"1 to {self.consistency_frames - 1}", "Lower it."
@@ -108,6 +114,28 @@ class ReconstructionLoss:
     parts: dict[str, Tensor]
     """Detached and not weighted: `l1` and `mse` (of the reconstruction clamped to [-1, 1]) always, and of
     `perceptual`, `gram`, `flow` and `consistency` those that have weight in this step."""
+
+
+def check_measures(config: LossConfig, perceptual: PerceptualDistance | None, flow: FlowEstimator | None) -> None:
+    """Refuses weights, also those of a later step, of terms that nothing measures.
+
+    Args:
+        config: The terms' weights.
+        perceptual: Needed where its weight is ever positive; a `VggPerceptual` where that of the Gram matrices is.
+        flow: Needed where its weight is ever positive.
+
+    Raises:
+        UserError: A term has weight, but what measures it was not given.
+    """
+    needed = (
+        ("gram_weight", isinstance(perceptual, VggPerceptual), "a VggPerceptual", "perceptual"),
+        ("perceptual_weight", perceptual is not None, "a distance", "perceptual"),
+        ("flow_weight", flow is not None, "a flow estimator", "flow"),
+    )
+    for name, given, measure, argument in needed:
+        weight = getattr(config, name)
+        if max(_values(weight)) > 0 and not given:
+            raise user_error(name, weight, f"0 without {measure}", f"Give it as `{argument}`.")
 
 
 def reconstruction_loss(
@@ -132,10 +160,11 @@ def reconstruction_loss(
         windows_BNCTHW: Reconstructions of the video's windows, where they are compared with each other.
 
     Raises:
-        UserError: A term has weight, but what measures it was not given.
+        UserError: See `check_measures`.
 
     Source: arXiv 2501.03575 section 4.2.
     """
+    check_measures(config, perceptual, flow)
     # In float32 whatever the model's precision, since means of bf16 differences lose most of their digits.
     error_BCTHW = reconstruction_BCTHW.float() - video_BCTHW.float()
     terms = {"l1": error_BCTHW.abs().mean()}
@@ -143,18 +172,14 @@ def reconstruction_loss(
         name: weight_at(getattr(config, f"{name}_weight"), step) for name in ("l1", "perceptual", "gram", "flow")
     }
     if weights["gram"] > 0:
-        if not isinstance(perceptual, VggPerceptual):
-            raise user_error("gram_weight", weights["gram"], "0 without a VggPerceptual", "Give it as `perceptual`.")
+        assert isinstance(perceptual, VggPerceptual)
         terms["perceptual"], terms["gram"] = perceptual.with_gram(reconstruction_BCTHW, video_BCTHW)
     elif weights["perceptual"] > 0:
-        if perceptual is None:
-            raise user_error("perceptual_weight", weights["perceptual"], "0 without a distance", "Give `perceptual`.")
+        assert perceptual is not None
         terms["perceptual"] = perceptual(reconstruction_BCTHW, video_BCTHW)
-    if weights["flow"] > 0:
-        if flow is None:
-            raise user_error("flow_weight", weights["flow"], "0 without a flow estimator", "Give `flow`.")
-        if video_BCTHW.shape[2] > 1:
-            terms["flow"] = flow_difference(reconstruction_BCTHW, video_BCTHW, flow, scale=config.flow_scale)
+    if weights["flow"] > 0 and video_BCTHW.shape[2] > 1:
+        assert flow is not None
+        terms["flow"] = flow_difference(reconstruction_BCTHW, video_BCTHW, flow, scale=config.flow_scale)
     if windows_BNCTHW is not None:
         weights["consistency"] = weight_at(config.consistency_weight, step)
         terms["consistency"] = window_disagreement(windows_BNCTHW, stride=config.consistency_stride)

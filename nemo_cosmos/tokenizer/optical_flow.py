@@ -98,7 +98,19 @@ class RaftFlow:
         self._network = network.requires_grad_(False).eval()
 
     def __call__(self, first_NCHW: Tensor, second_NCHW: Tensor) -> Tensor:
-        """Motion in pixels that takes the first frames to the second, [N, 2, H, W]; H and W at least 128."""
+        """Motion in pixels that takes the first frames to the second, [N, 2, H, W].
+
+        Raises:
+            UserError: H or W is below 128 or no multiple of 8.
+        """
+        height, width = first_NCHW.shape[2:]
+        if min(height, width) < 128 or height % 8 or width % 8:
+            raise user_error(
+                "frames that RAFT compares",
+                (height, width),
+                "multiples of 8, at least 128",
+                "Take larger crops or a smaller flow_scale, or model.flow.method=lucas_kanade.",
+            )
         return self._network.to(first_NCHW.device)(first_NCHW, second_NCHW)[-1]
 
 

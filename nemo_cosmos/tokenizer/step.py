@@ -32,6 +32,7 @@ from nemo_cosmos.tokenizer.initialization import initialize
 from nemo_cosmos.tokenizer.losses import (
     FlowEstimator,
     LossConfig,
+    check_measures,
     cut_windows,
     join_windows,
     psnr_db,
@@ -196,6 +197,9 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         perceptual: Perceptual distance, needed where `config.loss` gives it weight.
         flow: Estimator of optical flow, needed where `config.loss` gives it weight.
         adversary: The discriminator and its training, for the adversarial stage.
+
+    Raises:
+        UserError: A term of the loss has weight, now or later, but nothing measures it.
     """
 
     def __init__(
@@ -207,6 +211,7 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         adversary: Adversary | None = None,
     ) -> None:
         super().__init__()
+        check_measures(config.loss, perceptual, flow)
         self.config = config
         self.optim = optim or _reference_optimizer()
         self.optim.connect(self)

@@ -7,6 +7,7 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.tokenizer.losses import (
     LossConfig,
     WeightSchedule,
+    check_measures,
     cut_windows,
     join_windows,
     psnr_db,
@@ -172,3 +173,12 @@ def test_windows_disagree_by_their_difference_where_they_overlap() -> None:
     assert config.codes_windows(video, step=0)
     assert not config.codes_windows(video[:, :, :9], step=0)
     assert not LossConfig().codes_windows(video, step=0)
+
+
+def test_a_weight_of_a_later_step_is_refused_now_where_nothing_measures_it() -> None:
+    later = WeightSchedule(values=(0.0, 0.062), boundaries=(500_000,))
+    with pytest.raises(UserError, match="gram_weight.*0 without a VggPerceptual"):
+        check_measures(LossConfig(gram_weight=later), None, None)
+    with pytest.raises(UserError, match="flow_weight.*0 without a flow estimator"):
+        check_measures(LossConfig(flow_weight=later), None, None)
+    check_measures(LossConfig(), None, None)

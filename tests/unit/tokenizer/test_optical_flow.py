@@ -113,8 +113,10 @@ def test_raft_is_torchvisions_last_iteration_with_the_published_weights(monkeypa
     estimate = optical_flow("auto")
     assert estimate.name.startswith("RAFT")
     assert made == [None]
-    second = torch.zeros(1, 3, 4, 4, requires_grad=True)
-    flow = estimate(torch.zeros(1, 3, 4, 4), second)
-    assert torch.equal(flow, torch.tensor([3.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4))
+    second = torch.zeros(1, 3, 128, 136, requires_grad=True)
+    flow = estimate(torch.zeros(1, 3, 128, 136), second)
+    assert torch.equal(flow, torch.tensor([3.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 128, 136))
     flow.sum().backward()
     assert second.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="frames that RAFT compares: got \\(64, 64\\)"):
+        estimate(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
