@@ -91,8 +91,8 @@ def config_told_by(place: str | Path) -> TokenizerConfig | None:
     """Returns the architecture that a folder, or the folder of a file, tells for certain; else None.
 
     It tells it by our own `config.json`, by a `config.json` that holds the name of a release, or by being called as one
-    (`Cosmos-Tokenize1-CV8x8x8-720p`, or `models--nvidia--Cosmos-Tokenize1-CV8x8x8-720p/snapshots/<commit>` in a cache of
-    Hugging Face), as given or as links lead.
+    (`Cosmos-Tokenize1-CV8x8x8-720p`, or in a cache of Hugging Face
+    `models--nvidia--Cosmos-Tokenize1-CV8x8x8-720p/snapshots/<commit>`), as given or as links lead.
 
     Raises:
         UserError: They name different releases.

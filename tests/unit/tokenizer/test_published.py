@@ -222,7 +222,7 @@ def tensor(size: bytes, stride: bytes) -> bytes:
     return REBUILD + STORAGE + b"K\x00" + size + stride + b"\x89)tR"
 
 
-NESTED = b")q\x01" + b"0h\x01h\x01\x86q\x01" * 40
+NESTED = b")q\x01" + b"h\x01h\x01\x86q\x01" * 40
 """2^40 empty tuples, of which the memory holds 40."""
 
 
@@ -230,7 +230,7 @@ NESTED = b")q\x01" + b"0h\x01h\x01\x86q\x01" * 40
     ("pickled", "message"),
     [
         pytest.param(b"(" + NESTED + b"NNNNtQ.", "not as torch writes it", id="nested storage"),
-        pytest.param(NESTED + b"0}h\x01Ns.", "not as torch writes it", id="nested key"),
+        pytest.param(NESTED + b"}h\x01Ns.", "not as torch writes it", id="nested key"),
         pytest.param(
             with_attribute(tensor(b"J\x00\x00\x00\x10" + text("a") + b"\x86", b"K\x01K\x01\x86")),
             "not as torch writes it",
@@ -264,7 +264,7 @@ def test_a_memo_has_no_room_but_for_what_it_holds(archive: Path) -> None:
 def test_a_module_in_several_places_is_visited_once(archive: Path) -> None:
     shared = with_attribute(tensor(b"K\x04\x85", b"K\x01\x85")) + b"q\x01"
     # 2^16 paths to one tensor: fast enough to fail.
-    levels = (b"0" + MODULE + b"}(" + text("a") + b"h\x01" + text("b") + b"h\x01ubq\x01") * 16
+    levels = (MODULE + b"}(" + text("a") + b"h\x01" + text("b") + b"h\x01ubq\x01") * 16
     replace_record(archive, "/data.pkl", b"\x80\x02" + shared + levels + b".")
     assert_same(read_torchscript(archive), {"a." * 16 + "t": torch.arange(4.0)})
 
@@ -275,7 +275,7 @@ def test_tensors_much_larger_than_their_file_are_refused(archive: Path) -> None:
         one = REBUILD + b"h\x01K\x00M\xe8\x03\x85K\x01\x85\x89)tR"
         items = b"".join(text(f"{i}") + one for i in range(num_tensors))
         replace_record(archive, "/data/0", bytes(4000))
-        replace_record(archive, "/data.pkl", b"\x80\x02" + STORAGE + b"q\x010" + MODULE + b"}(" + items + b"ub.")
+        replace_record(archive, "/data.pkl", b"\x80\x02" + STORAGE + b"q\x01" + MODULE + b"}(" + items + b"ub.")
         return archive.stat().st_size
 
     assert write(3) > 4000
