@@ -27,6 +27,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Most that an output may be off, over its largest value, by the weights' dtype: other kernels sum in another order."""
 MOST_OTHER_CODES = 1e-3
 """Most of a discrete latent's indices that may differ, where a number stands at the border of two levels."""
+_CHECKED_CELLS = {False: (3, 2), True: (40, 26)}
+"""Rows and columns of the latent that a file is checked at, by whether it is discrete: one in a thousand needs them."""
 
 _ONNX_OPSET = 18
 
@@ -83,10 +85,12 @@ def _parts(tokenizer: Tokenizer, to: Program) -> Iterator[_Part]:
     dtype = next(tokenizer.parameters()).dtype
     # Sizes of 1 are not traced with, because tracers take them for constants.
     check_latent_frames = 2 if to == "torch_export" else 1
-    sizes = {"example": (2, 3, 2, 3), "check": (1, check_latent_frames, 3, 2)}
-    pictures = {name: _picture(config, *size).to(dtype) for name, size in sizes.items()}
     discrete = config.levels is not None
-    encoder = EncoderHalf(tokenizer).eval()
+    sizes = {"example": (2, 3, 2, 3), "check": (1, check_latent_frames, *_CHECKED_CELLS[discrete])}
+    pictures = {name: _picture(config, *size).to(dtype) for name, size in sizes.items()}
+    encoder: nn.Module = EncoderHalf(tokenizer).eval()
+    if to == "onnx":
+        encoder = _FirstOutputs(encoder, 2 if discrete else 1)
     yield _Part(name="encoder", module=encoder, **pictures, discrete=discrete)
     latents = {name: encoder(picture)[0] for name, picture in pictures.items()}
     yield _Part(name="decoder", module=DecoderHalf(tokenizer).eval(), **latents, discrete=False)
@@ -142,14 +146,13 @@ def _write_onnx(part: _Part, folder: Path, config: TokenizerConfig) -> Callable[
     path = folder / f"{part.name}.onnx"
     latent = ["latent"] if config.levels is None else ["indices", "codes"]
     inputs, outputs = ([config.modality], latent) if part.name == "encoder" else (latent[:1], ["reconstruction"])
-    module = _FirstOutputs(part.module, len(outputs))
     axes = ("batch", *(("frames",) if config.modality == "video" else ()), "height", "width")
-    tensors = dict(zip((*inputs, *outputs), (part.example, *module(part.example)), strict=True))
+    tensors = dict(zip((*inputs, *outputs), (part.example, *_flat(part.module(part.example))), strict=True))
     with warnings.catch_warnings():
         # The tracer's are as for TorchScript; the other says that a newer exporter exists, which needs onnxscript.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module,
+            part.module,
             (part.example,),
             path,
             dynamo=False,
@@ -194,7 +197,11 @@ def _check_onnx(tokenizer: Tokenizer) -> None:
 def _compare(what: str, found: Any, part: _Part) -> None:  # noqa: ANN401 - a tensor or nested tuples
     """Refuses a program whose outputs are not the model's."""
     most_off = MOST_OTHER_CODES if part.discrete else 0.0
-    for got, expected in zip(_flat(found), _flat(part.module(part.check)), strict=False):
+    outputs, model_outputs = list(_flat(found)), list(_flat(part.module(part.check)))
+    if len(outputs) != len(model_outputs):
+        number = f"{len(model_outputs)}, as the model gives"
+        raise user_error(f"{what}: outputs", len(outputs), number, "This is a defect of the export.")
+    for got, expected in zip(outputs, model_outputs, strict=True):
         if got.shape != expected.shape or got.dtype != expected.dtype:
             got_form, form = ((tuple(tensor.shape), tensor.dtype) for tensor in (got, expected))
             raise user_error(what, got_form, f"{form}, as the model gives", "This is a defect of the export.")

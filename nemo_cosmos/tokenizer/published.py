@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,11 @@ def config_told_by(place: str | Path) -> TokenizerConfig | None:
     """Returns the architecture that a folder, or the folder of a file, tells for certain; else None.
 
     It tells it by our own `config.json`, by a `config.json` that holds the name of a release, or by being called as one
-    (`Cosmos-Tokenize1-CV8x8x8-720p`).
+    (`Cosmos-Tokenize1-CV8x8x8-720p`, or in a cache of Hugging Face
+    `models--nvidia--Cosmos-Tokenize1-CV8x8x8-720p/snapshots/<commit>`), as given or as links lead.
 
     Raises:
-        UserError: The two name different releases.
+        UserError: They name different releases.
     """
     place = Path(place)
     folder = place if place.is_dir() else place.parent
@@ -102,11 +104,20 @@ def config_told_by(place: str | Path) -> TokenizerConfig | None:
     if "patch_method" in values:
         return TokenizerConfig.from_dict(values)
     told = [value.removeprefix("nvidia/") for value in values.values() if isinstance(value, str)]
-    releases = {name for name in (*told, folder.resolve().name) if name in RELEASED}
+    # abspath keeps the names of links, which the user chose.
+    told += [_repository(path) for path in (Path(os.path.abspath(folder)), folder.resolve())]
+    releases = {name for name in told if name in RELEASED}
     architectures = {preset(name) for name in releases}
     if len(architectures) > 1:
         raise user_error(str(folder), sorted(releases), "the name of one release", "Say which it is: --preset.")
     return architectures.pop() if architectures else None
+
+
+def _repository(folder: Path) -> str:
+    """The published name that a folder's path would give it."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--nvidia--")
+    return folder.name
 
 
 def read_statistics(folder: Path, config: TokenizerConfig) -> tuple[Statistics, Statistics, tuple[str, ...]]:

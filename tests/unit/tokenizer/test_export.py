@@ -140,6 +140,34 @@ def test_a_file_that_gives_something_else_is_refused(tmp_path: Path, monkeypatch
     assert not any((tmp_path / "folder").iterdir())
 
 
+def test_a_file_with_an_output_less_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "_write_torchscript", lambda part, *_: lambda x: part.module(x)[0])
+    with pytest.raises(UserError, match="folder/encoder: outputs: got 1, expected 3, as the model gives"):
+        export(random_tokenizer(IMAGE), tmp_path / "folder", to="torchscript")
+
+
+@pytest.mark.parametrize(("num_wrong", "is_refused"), [(1, False), (2, True)])
+def test_one_index_in_a_thousand_may_differ(
+    num_wrong: int, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(part: export_module._Part, *_: object) -> Callable[[Tensor], Any]:
+        def run(picture: Tensor) -> Any:
+            outputs = part.module(picture)
+            if part.name == "encoder":
+                outputs[0].flatten()[:num_wrong] += 1
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(export_module, "_write_torchscript", write)
+    tokenizer = random_tokenizer(DISCRETE_IMAGE)
+    if is_refused:
+        with pytest.raises(UserError, match="folder/encoder: got 'outputs of which 0.19% differ"):
+            export(tokenizer, tmp_path / "folder", to="torchscript")
+    else:
+        export(tokenizer, tmp_path / "folder", to="torchscript")
+
+
 def test_onnx_needs_its_packages_and_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--to onnx: got torch.bfloat16, expected float32"):
         export(random_tokenizer(IMAGE).bfloat16(), tmp_path / "folder", to="onnx")

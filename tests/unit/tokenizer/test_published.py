@@ -204,6 +204,127 @@ def test_storages_that_do_not_hold_their_tensor_are_refused(archive: Path) -> No
         read_torchscript(archive)
 
 
+MODULE = b"c__torch__.a\nM\n)\x81"
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n("
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def with_attribute(value: bytes) -> bytes:
+    return MODULE + b"}" + text("t") + value + b"sb"
+
+
+def tensor(size: bytes, stride: bytes) -> bytes:
+    """Opcodes of a tensor of the archive's storage of four floats."""
+    return REBUILD + STORAGE + b"K\x00" + size + stride + b"\x89)tR"
+
+
+NESTED = b")q\x01" + b"h\x01h\x01\x86q\x01" * 40
+"""2^40 empty tuples, of which the memory holds 40."""
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        pytest.param(b"(" + NESTED + b"NNNNtQ.", "not as torch writes it", id="nested storage"),
+        pytest.param(NESTED + b"}h\x01Ns.", "not as torch writes it", id="nested key"),
+        pytest.param(
+            with_attribute(tensor(b"J\x00\x00\x00\x10" + text("a") + b"\x86", b"K\x01K\x01\x86")),
+            "not as torch writes it",
+            id="size of text",
+        ),
+        pytest.param(
+            with_attribute(tensor(b"K\x01\x85", b"K\x01\x85") + b"(NK\x00K\x09\x85K\x01\x85tb") + b".",
+            "not as torch writes it",
+            id="state of a tensor",
+        ),
+        pytest.param(with_attribute(tensor(b"K\x02\x85", b"K\x04\x85")) + b".", "does not fit", id="stride"),
+        pytest.param(b"Vabc\n.", "the opcode UNICODE, which torch never writes", id="opcode"),
+        pytest.param(b"c" + b"a" * 9999 + b"\nb\n.", "which no tensor needs", id="long name"),
+        pytest.param(b"h\x07.", r"not a whole TorchScript archive \(KeyError\)", id="memo"),
+    ],
+)
+def test_pickles_that_would_do_harm_are_refused(pickled: bytes, message: str, archive: Path) -> None:
+    replace_record(archive, "/data.pkl", b"\x80\x02" + pickled)
+    with pytest.raises(UserError, match=message) as caught:
+        read_torchscript(archive)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_memo_has_no_room_but_for_what_it_holds(archive: Path) -> None:
+    """CPython's unpickler allocates 16 bytes per index, 64 GB here."""
+    code = with_attribute(tensor(b"K\x04\x85", b"K\x01\x85")) + b"r" + (2**32 - 1).to_bytes(4, "little") + b"."
+    replace_record(archive, "/data.pkl", b"\x80\x02" + code)
+    assert_same(read_torchscript(archive), {"t": torch.arange(4.0)})
+
+
+def test_a_module_in_several_places_is_visited_once(archive: Path) -> None:
+    shared = with_attribute(tensor(b"K\x04\x85", b"K\x01\x85")) + b"q\x01"
+    # 2^16 paths to one tensor: fast enough to fail.
+    levels = (MODULE + b"}(" + text("a") + b"h\x01" + text("b") + b"h\x01ubq\x01") * 16
+    replace_record(archive, "/data.pkl", b"\x80\x02" + shared + levels + b".")
+    assert_same(read_torchscript(archive), {"a." * 16 + "t": torch.arange(4.0)})
+
+
+def test_tensors_much_larger_than_their_file_are_refused(archive: Path) -> None:
+    def write(num_tensors: int) -> int:
+        """Each of 4,000 bytes of one storage."""
+        one = REBUILD + b"h\x01K\x00M\xe8\x03\x85K\x01\x85\x89)tR"
+        items = b"".join(text(f"{i}") + one for i in range(num_tensors))
+        replace_record(archive, "/data/0", bytes(4000))
+        replace_record(archive, "/data.pkl", b"\x80\x02" + STORAGE + b"q\x01" + MODULE + b"}(" + items + b"ub.")
+        return archive.stat().st_size
+
+    assert write(3) > 4000
+    assert len(read_torchscript(archive)) == 3
+    assert write(30) < 30 * 1000
+    with pytest.raises(UserError, match="several times larger than the file"):
+        read_torchscript(archive)
+
+
+def test_a_class_of_main_is_a_module(archive: Path) -> None:
+    with zipfile.ZipFile(archive) as records:
+        (pickled,) = (records.read(name) for name in records.namelist() if name.endswith("/data.pkl"))
+    module, name = pickled[pickled.index(b"c__torch__") :].split(b"\n", 2)[:2]
+    replace_record(archive, "/data.pkl", pickled.replace(module + b"\n" + name, b"c__torch__\nHolder"))
+    assert_same(read_torchscript(archive), {"weight": torch.arange(4.0)})
+
+
+def test_two_pickles_in_an_archive_are_told(archive: Path) -> None:
+    with zipfile.ZipFile(archive, "a") as records:
+        records.writestr("other/data.pkl", b"")
+    with pytest.raises(UserError, match=r"holds 2 data\.pkl"):
+        read_torchscript(archive)
+
+
+def test_lack_of_memory_is_not_blamed_on_the_file(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", lack)
+    with pytest.raises(MemoryError):
+        read_torchscript(archive)
+
+
+def test_links_and_caches_tell_their_release(tmp_path: Path) -> None:
+    name = "Cosmos-Tokenize1-CV8x8x8-720p"
+    snapshot = tmp_path / f"models--nvidia--{name}" / "snapshots" / "0a1b"
+    blob = tmp_path / "blobs" / "0a1b"
+    for folder in (snapshot, blob):
+        folder.mkdir(parents=True)
+    assert published.config_told_by(snapshot) == PRESETS["CV8x8x8-720p"]
+    (tmp_path / name).symlink_to(blob)
+    assert published.config_told_by(tmp_path / name) == PRESETS["CV8x8x8-720p"]
+    (tmp_path / "mine").symlink_to(snapshot)
+    assert published.config_told_by(tmp_path / "mine") == PRESETS["CV8x8x8-720p"]
+    (tmp_path / "Cosmos-Tokenize1-CI8x8-360p").symlink_to(snapshot)
+    with pytest.raises(UserError, match="the name of one release"):
+        published.config_told_by(tmp_path / "Cosmos-Tokenize1-CI8x8-360p")
+
+
 def test_a_folder_tells_its_release(tmp_path: Path) -> None:
     for name, preset in RELEASED.items():
         (tmp_path / name).mkdir()
