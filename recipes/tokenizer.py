@@ -32,7 +32,8 @@ def tokenizer_tiny_pretrain(
         curated: Folder that the `curate` recipe wrote.
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
-        init_from: `default` starts from the embedded weights, a folder from those in it; None from scratch.
+        init_from: `default` starts from the embedded weights, a tokenizer folder or a `.safetensors` with its card from
+            those; None from scratch.
     """
     from nemo_cosmos.evaluation.perceptual import LpipsLike
     from nemo_cosmos.tokenizer.perceptual import SparsePerceptual
@@ -55,7 +56,7 @@ def tokenizer_tiny_flow_finetune(
 
     Args:
         curated: Folder that the `curate` recipe wrote.
-        base: The first stage's run or checkpoint.
+        base: The first stage's run or checkpoint: see `nemo_cosmos.post_training.start.find_base`.
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
     """
@@ -73,7 +74,7 @@ def tokenizer_tiny_adversarial_finetune(
 
     Args:
         curated: Folder that the `curate` recipe wrote.
-        base: The second stage's run or checkpoint.
+        base: The second stage's run or checkpoint: see `nemo_cosmos.post_training.start.find_base`.
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
     """
@@ -125,7 +126,7 @@ def tokenizer_cv8x8x8_720p_flow_finetune(
 
     Args:
         curated: Folder that the `curate` recipe wrote.
-        base: The first stage's run or checkpoint.
+        base: The first stage's run or checkpoint: see `nemo_cosmos.post_training.start.find_base`.
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
         num_nodes: Of 8 GPUs; the batch grows with them.
@@ -147,7 +148,7 @@ def tokenizer_cv8x8x8_720p_adversarial_finetune(
 
     Args:
         curated: Folder that the `curate` recipe wrote.
-        base: The second stage's run or checkpoint.
+        base: The second stage's run or checkpoint: see `nemo_cosmos.post_training.start.find_base`.
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
         num_nodes: Of 8 GPUs; the batch grows with them.

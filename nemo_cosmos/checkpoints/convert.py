@@ -12,7 +12,7 @@ import torch
 
 from nemo_cosmos import __version__
 from nemo_cosmos.checkpoints import nemo_format
-from nemo_cosmos.checkpoints.detect import Format, detect
+from nemo_cosmos.checkpoints.detect import Format, detect, is_nemo
 from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.checkpoints.latents import with_latents
 from nemo_cosmos.contracts import CheckpointCard
@@ -36,7 +36,17 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 TOKENIZERS = TOKENIZER_PRESETS | {name: TOKENIZER_PRESETS[preset] for name, preset in RELEASED.items()}
 """Architectures of tokenizers by the names of presets and of published repositories."""
 
-_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_FILES: dict[str, tuple[str, ...]] = {"reference": (".pt", ".safetensors"), "safetensors": (".safetensors",)}
+"""Suffixes of the targets that are files."""
+
+_FOLDERS = (
+    {"weights", "card.json"},
+    {conversion.DIFFUSERS_WEIGHTS, "config.json"},
+    {"encoder.jit", "decoder.jit", "autoencoder.jit", "config.json"},
+    {"encoder.pt2", "decoder.pt2", "config.json"},
+    {"encoder.onnx", "decoder.onnx", "config.json"},
+)
+"""All that stands in a folder that a conversion wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +79,8 @@ def convert(
             tokenizer folder (`encoder.jit` and `decoder.jit`, `autoencoder.jit`, or `model.pt`), reference `.jit`,
             `.pt` or `.safetensors`, or the name of embedded weights.
         target: A file for `reference` (.pt, .safetensors) and `safetensors` (whole weights under our names with a card
-            beside them, as embedded ones), a folder for all others.
+            beside them, as embedded ones), a folder for all others. A file, or a folder that an earlier conversion
+            wrote, is replaced.
         to: The format to write; `torchscript`, `torch_export` and `onnx` take tokenizers alone and write programs that
             run without this package (`nemo_cosmos.tokenizer.export`).
         preset: The architecture of published and reference weights: a name such as `diffusion_7b` or `CV8x8x8-720p`, or
@@ -84,13 +95,16 @@ def convert(
         What was converted: kind, number of weights and of parameters, and what the target, or our card, cannot hold.
 
     Raises:
-        UserError: The source is unknown or damaged, or the target cannot hold the model.
+        UserError: The source is unknown or damaged, the target cannot hold the model, or replacing it would delete the
+            source or other files than those of a conversion.
     """
     if to not in get_args(Target):
         raise user_error("--to", to, f"one of {get_args(Target)}", "Choose one of them.")
     if dtype not in (None, *get_args(Dtype)):
         raise user_error("--dtype", dtype, f"one of {get_args(Dtype)}", "Choose one of them, or leave it out.")
-    model = _read(source, preset)
+    place = Path(source) if Path(source).exists() else embedded_path(str(source))
+    _check_target(place, Path(target), to)
+    model = _read(place, preset)
     if model.kind == "tokenizer":
         tokenizer_weights.check(TokenizerConfig.from_dict(model.card.config), model.weights)
     if dtype is not None:
@@ -109,6 +123,28 @@ def convert(
     }
 
 
+def _check_target(source: Path, target: Path, to: Target) -> None:
+    """Refuses a target of another form than the format, and one whose replacement would delete what must stay."""
+    suffixes = _FILES.get(to)
+    if suffixes is not None and target.suffix not in suffixes:
+        raise user_error("target", target.name, f"a {' or '.join(suffixes)} file", "Name a file.")
+    ours, theirs = target.resolve(), source.resolve()
+    if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+        raise user_error("target", str(target), f"a place apart from the source {source}", "Give another target.")
+    if not target.exists():
+        return
+    way_out = "Give another target, or delete this one."
+    if target.is_dir() != (suffixes is None):
+        raise user_error("target", str(target), f"a {'folder' if suffixes is None else 'file'}", way_out)
+    if target.is_dir() and not _is_replaceable(target):
+        raise user_error("target", str(target), "a new folder, or one that convert wrote", way_out)
+
+
+def _is_replaceable(folder: Path) -> bool:
+    found = {path.name for path in folder.iterdir()}
+    return not found or (found in _FOLDERS and ("weights" not in found or is_nemo(folder)))
+
+
 def _write(model: WholeModel, target: Path, to: Target) -> list[str]:
     """Writes a model and returns what the format cannot hold."""
     if to == "diffusers":
@@ -120,9 +156,12 @@ def _write(model: WholeModel, target: Path, to: Target) -> list[str]:
     if to == "nemo":
         nemo_format.save(model.kind, model.weights, model.card, target, may_lack=model.may_lack)
     else:
+        card = target.with_suffix(".json")
         with written_aside(target) as aside:
             write_tensors(aside, model.weights)
-        write_json(target.with_suffix(".json"), model.card.to_dict())
+            # A kill before the new card stands leaves weights without a card, which nobody takes for others.
+            card.unlink(missing_ok=True)
+        write_json(card, model.card.to_dict())
     return []
 
 
@@ -131,8 +170,7 @@ def _cast(model: WholeModel, dtype: torch.dtype) -> WholeModel:
     return dataclasses.replace(model, weights=weights)
 
 
-def _read(source: str | Path, preset: str | None) -> WholeModel:
-    place = Path(source) if Path(source).exists() else embedded_path(str(source))
+def _read(place: Path, preset: str | None) -> WholeModel:
     found = detect(place)
     if found is Format.NEMO:
         card = CheckpointCard.from_dict(read_json(place / "card.json"))
@@ -157,7 +195,7 @@ def kind_of(card: CheckpointCard) -> Kind:
 
 
 def _read_diffusers(folder: Path) -> WholeModel:
-    values, weights = read_json(folder / "config.json"), _diffusers_weights(folder)
+    values, weights = read_json(folder / "config.json"), conversion.read_diffusers_weights(folder)
     if values.get("_class_name") == conversion.DIFFUSERS_CLASS:
         config = conversion.config_of_diffusers(values)
         model = _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
@@ -167,15 +205,6 @@ def _read_diffusers(folder: Path) -> WholeModel:
     config = dit_names.config_from_diffusers(values)
     model = _dit(dit_names.from_diffusers(weights, config), architecture_of(config), folder)
     return dataclasses.replace(model, may_lack=dit_names.NOT_IN_DIFFUSERS)
-
-
-def _diffusers_weights(folder: Path) -> dict[str, torch.Tensor]:
-    index = folder / f"{_DIFFUSERS_WEIGHTS}.index.json"
-    files = set(read_json(index)["weight_map"].values()) if index.exists() else {_DIFFUSERS_WEIGHTS}
-    weights: dict[str, torch.Tensor] = {}
-    for name in sorted(files):
-        weights |= read_tensors(folder / name)
-    return weights
 
 
 def _read_published(folder: Path, preset: str | None) -> WholeModel:
@@ -236,7 +265,7 @@ def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
         dropped = [*dit_names.NOT_IN_DIFFUSERS, *_latents_told(model.card)]
     with written_aside(folder) as aside:
         aside.mkdir()
-        write_tensors(aside / _DIFFUSERS_WEIGHTS, weights)
+        write_tensors(aside / conversion.DIFFUSERS_WEIGHTS, weights)
         (aside / "config.json").write_text(json.dumps(values, indent=1))
     return dropped
 
@@ -247,8 +276,6 @@ def _latents_told(card: CheckpointCard) -> list[str]:
 
 
 def _write_reference(model: WholeModel, path: Path) -> list[str]:
-    if path.suffix not in (".pt", ".safetensors"):
-        raise user_error("target", path.name, "a .pt or .safetensors file", "Name a file.")
     if model.kind == "tokenizer":
         config = TokenizerConfig.from_dict(model.card.config)
         weights = tokenizer_names.to_reference_names(model.weights, config)

@@ -30,7 +30,7 @@ def detect(path: str | Path) -> Format:
         raise UserError(f"{path}: no such checkpoint. Check the path.")
     if path.is_file() and path.suffix in (".jit", ".pt", ".safetensors"):
         return Format.REFERENCE
-    if (path / "weights" / "metadata.json").is_file():
+    if is_nemo(path):
         return Format.NEMO
     if (path / "diffusion_pytorch_model.safetensors").is_file() or (
         path / "diffusion_pytorch_model.safetensors.index.json"
@@ -46,3 +46,8 @@ def detect(path: str | Path) -> Format:
         "published tokenizer folder (encoder.jit and decoder.jit, autoencoder.jit, or model.pt), a .jit, .pt or "
         ".safetensors file."
     )
+
+
+def is_nemo(folder: Path) -> bool:
+    """Tells whether a folder holds a NeMo checkpoint."""
+    return (folder / "weights" / "metadata.json").is_file()

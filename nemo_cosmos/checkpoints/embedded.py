@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.files import read_json
-from nemo_cosmos.tokenizer.weights import read_tensors
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Where they stand."""
@@ -32,9 +27,3 @@ def embedded_path(name: str) -> Path:
             f"checkpoint {name}: neither a folder nor embedded weights; those are {embedded_names()}. Check the name."
         )
     return path
-
-
-def read_embedded(path: Path) -> tuple[dict[str, torch.Tensor], CheckpointCard]:
-    """Reads weights in float32, and their card."""
-    weights = {name: tensor.float() for name, tensor in read_tensors(path).items()}
-    return weights, CheckpointCard.from_dict(read_json(path.with_suffix(".json")))

@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from nemo_cosmos.checkpoints.detect import Format, detect
-from nemo_cosmos.checkpoints.embedded import embedded_path, read_embedded
+from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion.architecture import config_from
 from nemo_cosmos.diffusion.model import CosmosDiT
@@ -20,7 +18,6 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.tokenizer import conversion, published, weights
-from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.model import Tokenizer, build_tokenizer
 from nemo_cosmos.training.load import load_weights
 
@@ -37,18 +34,15 @@ def load_tokenizer(place: str | Path) -> LoadedTokenizer:
     """Loads a tokenizer in evaluation mode, float32.
 
     Args:
-        place: Our folder, a published folder that tells its release, a diffusers folder, a NeMo checkpoint, or the name
-            of embedded weights.
+        place: Our folder, a published folder that tells its release, a diffusers folder, a NeMo checkpoint, a
+            `.safetensors` file with its card beside it, or the name of embedded weights.
 
     Raises:
-        UserError: There is none, or its weights do not fit.
+        UserError: There is none, it is a diffusion WFM, or its weights do not fit.
     """
-    if not Path(place).exists():
-        path = embedded_path(str(place))
-        tensors, card = read_embedded(path)
-        config = TokenizerConfig.from_dict(card.config)
-        return LoadedTokenizer(model=weights.build(config, tensors, dtype=torch.float32), name=str(place))
-    place = Path(place)
+    place = Path(place) if Path(place).exists() else embedded_path(str(place))
+    if place.suffix == ".safetensors" and place.with_suffix(".json").exists():
+        return LoadedTokenizer(model=weights.load(place), name=place.stem)
     found = detect(place)
     if found is Format.DIFFUSERS:
         return LoadedTokenizer(model=conversion.from_diffusers(place), name=place.name)
@@ -58,7 +52,7 @@ def load_tokenizer(place: str | Path) -> LoadedTokenizer:
         return LoadedTokenizer(model=published.load(place), name=place.name)
     if found is Format.NEMO:
         card = read_card(place)
-        model = build_tokenizer(TokenizerConfig.from_dict(card.config)).eval()
+        model = build_tokenizer(weights.config_of_card(card.to_dict(), place)).eval()
         load_weights(model, place)
         return LoadedTokenizer(model=model, name=card.model)
     raise UserError(

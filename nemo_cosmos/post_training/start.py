@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from nemo.lightning import AutoResume, NeMoLogger, Trainer
 from nemo.lightning.pytorch.optim import OptimizerModule
 
+from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.training import api
@@ -44,7 +45,7 @@ def find_base(base: str) -> Base:
             of whole weights with its card beside it; or the name of embedded weights.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it is in another format.
     """
     place = Path(base)
     if place.suffix == ".safetensors":
@@ -55,6 +56,8 @@ def find_base(base: str) -> Base:
             raise UserError(f"{place}: holds no finished checkpoint. Let that run write one, or give another base.")
         place = finished[-1]
     if place.is_dir():
+        if (found := detect(place)) is not Format.NEMO:
+            raise UserError(f"{place}: is {found.value}. Convert it first (nemo-cosmos convert ... --to nemo).")
         return Base(weights=place, card=place / CARD)
     if "/" in base:
         raise UserError(f"{base}: no such folder. Give the base's checkpoint, its run's folder, or a name.")

@@ -144,7 +144,7 @@ def from_diffusers(folder: str | Path, *, dtype: torch.dtype = torch.float32) ->
     """Reads a diffusers `AutoencoderKLCosmos` folder.
 
     Args:
-        folder: Folder with `config.json` and `diffusion_pytorch_model.safetensors`.
+        folder: Folder with `config.json` and weights as `read_diffusers_weights` takes them.
         dtype: Floating-point type of the weights in memory.
 
     Raises:
@@ -152,8 +152,22 @@ def from_diffusers(folder: str | Path, *, dtype: torch.dtype = torch.float32) ->
     """
     folder = Path(folder)
     config = config_of_diffusers(read_json(folder / "config.json"))
-    theirs = weights.read_tensors(folder / DIFFUSERS_WEIGHTS)
+    theirs = read_diffusers_weights(folder)
     return weights.build(config, names.from_diffusers_names(theirs, config), dtype=dtype)
+
+
+def read_diffusers_weights(folder: Path) -> dict[str, Tensor]:
+    """Reads `diffusion_pytorch_model.safetensors`, or the files that its `.index.json` lists.
+
+    Raises:
+        UserError: A file is missing or broken.
+    """
+    index = folder / f"{DIFFUSERS_WEIGHTS}.index.json"
+    files = set(read_json(index)["weight_map"].values()) if index.exists() else {DIFFUSERS_WEIGHTS}
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(files):
+        tensors |= weights.read_tensors(folder / name)
+    return tensors
 
 
 def save_reference(tokenizer: Tokenizer, path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,7 @@ class TokenizerModelConfig(TransformerConfig, io.IOMixin):
     loss: LossConfig = field(default_factory=LossConfig)
     """Weights of the loss terms."""
     init_from: str | None = None
-    """Folder with weights to start from (`weights.save`), `default` for the embedded ones; None starts anew."""
+    """Weights to start from, as `weights.load` takes them, `default` for the embedded ones; None starts anew."""
     freeze_encoder: bool = False
     """Train the decoder alone; latents, and all that was trained on them, stay valid."""
     context_parallel_axis: Axis = "height"
@@ -197,6 +198,7 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         perceptual: Perceptual distance, needed where `config.loss` gives it weight.
         flow: Estimator of optical flow, needed where `config.loss` gives it weight.
         adversary: The discriminator and its training, for the adversarial stage.
+        init_from: In place of the config's; post-training gives it once it has found its base.
 
     Raises:
         UserError: A term of the loss has weight, now or later, but nothing measures it.
@@ -209,10 +211,12 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
         perceptual: PerceptualDistance | None = None,
         flow: FlowEstimator | None = None,
         adversary: Adversary | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         check_measures(config.loss, perceptual, flow)
-        self.config = config
+        self.config = config if init_from is None else dataclasses.replace(config, init_from=init_from)
+        self.init_from = self.config.init_from
         self.optim = optim or _reference_optimizer()
         self.optim.connect(self)
         self.step_figures: dict[str, Tensor] = {}

@@ -1,10 +1,10 @@
-"""Our own tokenizer files: a folder with `model.safetensors` and `config.json`, and the embedded default."""
+"""Our own tokenizer files: folders with `model.safetensors` and `config.json`, and `.safetensors` files with cards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,11 +41,12 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
-    """Reads what `save` wrote.
+def load(place: str | Path, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
+    """Reads a tokenizer in one of our own formats.
 
     Args:
-        folder: Folder with `model.safetensors` and `config.json`.
+        place: Folder with `model.safetensors` and `config.json`, as `save` writes; or a `.safetensors` file with its
+            card beside it, as embedded weights are and `convert` writes.
         dtype: Floating-point type of the weights in memory.
 
     Returns:
@@ -54,8 +55,24 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Tokenizer
     Raises:
         UserError: A file is missing or broken, or the weights do not fit the config.
     """
-    config = TokenizerConfig.from_dict(read_json(Path(folder) / CONFIG_FILE))
-    return build(config, read_tensors(Path(folder) / WEIGHTS_FILE), dtype=dtype)
+    place = Path(place)
+    if place.suffix == ".safetensors":
+        config = config_of_card(read_json(place.with_suffix(".json")), place)
+        return build(config, read_tensors(place), dtype=dtype)
+    config = TokenizerConfig.from_dict(read_json(place / CONFIG_FILE))
+    return build(config, read_tensors(place / WEIGHTS_FILE), dtype=dtype)
+
+
+def config_of_card(card: Mapping[str, Any], place: str | Path) -> TokenizerConfig:
+    """Reads the architecture out of a card's JSON; `place` is what the card speaks of, for messages.
+
+    Raises:
+        UserError: The card is that of a diffusion WFM, or broken.
+    """
+    values = card.get("config", {})
+    if "patch_method" not in values:
+        raise UserError(f"{place}: is a diffusion WFM, expected a tokenizer. Give a tokenizer's folder, file or name.")
+    return TokenizerConfig.from_dict(values)
 
 
 def load_default(path: Path = DEFAULT_WEIGHTS, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
@@ -73,8 +90,7 @@ def load_default(path: Path = DEFAULT_WEIGHTS, *, dtype: torch.dtype = torch.flo
             f"{path}: this installation holds no trained tokenizer. Train one with the recipe `tokenizer_tiny`, "
             "or give the folder of another tokenizer."
         )
-    config = TokenizerConfig.from_dict(read_json(path.with_suffix(".json"))["config"])
-    return build(config, read_tensors(path), dtype=dtype)
+    return load(path, dtype=dtype)
 
 
 def build(config: TokenizerConfig, weights: dict[str, Tensor], *, dtype: torch.dtype) -> Tokenizer:

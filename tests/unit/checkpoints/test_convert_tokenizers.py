@@ -8,6 +8,7 @@ import torch
 
 from nemo_cosmos.checkpoints.convert import convert
 from nemo_cosmos.checkpoints.detect import Format, detect
+from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
@@ -16,7 +17,7 @@ from nemo_cosmos.tokenizer import state_dict as names
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import PRESETS, TokenizerConfig
 from nemo_cosmos.tokenizer.model import build_tokenizer
-from nemo_cosmos.tokenizer.weights import read_tensors
+from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
 from tests.unit.tokenizer.conftest import random_tokenizer
 from tests.unit.tokenizer.test_published import FAMILIES, VIDEO, write_published
 
@@ -104,3 +105,95 @@ def test_one_file_of_an_archive_is_read_and_must_be_whole(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"unknown \['encoder\.extra'\]"):
         convert(folder, tmp_path / "a.safetensors", to="safetensors")
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A small tokenizer as a file with its card."""
+    folder = weights.save(random_tokenizer(VIDEO), tmp_path / "small")
+    convert(folder, tmp_path / "files" / "small.safetensors", to="safetensors")
+    return tmp_path / "files" / "small.safetensors"
+
+
+def test_a_target_that_holds_anything_else_stays(small: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    convert(small, mine, to="diffusers")  # empty
+    convert(small, mine, to="diffusers")  # its own
+    convert(small, mine, to="torchscript")
+    (mine / "thesis.tex").write_text("all of it")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "weights").mkdir()
+    (tmp_path / "notes" / "card.json").touch()
+    for folder in (mine, tmp_path / "notes"):
+        before = sorted(folder.iterdir())
+        for to in ("diffusers", "nemo", "torchscript"):
+            with pytest.raises(UserError, match=rf"target: got '{folder}'.* Give another target, or delete this one"):
+                convert(small, folder, to=to)
+        assert sorted(folder.iterdir()) == before
+    (tmp_path / "a.safetensors").mkdir()
+    for target, to in ((tmp_path / "a.safetensors", "safetensors"), (small.with_suffix(".json"), "nemo")):
+        with pytest.raises(UserError, match="Give another target, or delete this one"):
+            convert(small, target, to=to)
+    with pytest.raises(UserError, match=r"expected a \.safetensors file"):
+        convert(small, tmp_path / "a.json", to="safetensors")
+
+
+def test_the_source_is_never_replaced(small: Path, tmp_path: Path) -> None:
+    convert(small, tmp_path / "vae", to="diffusers")
+    (tmp_path / "link").symlink_to("vae")
+    for target in (tmp_path / "vae", tmp_path / "vae" / "below", tmp_path / "link", tmp_path):
+        with pytest.raises(UserError, match="a place apart from the source"):
+            convert(tmp_path / "vae", target, to="diffusers")
+    with pytest.raises(UserError, match="a place apart from the source"):
+        convert(small, small, to="safetensors", dtype="bfloat16")
+    assert {tensor.dtype for tensor in read_tensors(small).values()} == {torch.float32}
+    assert (tmp_path / "vae" / "config.json").exists()
+
+
+def test_a_file_with_its_card_is_loaded(small: Path, tmp_path: Path) -> None:
+    loaded = load_tokenizer(small)
+    assert loaded.name == "small"
+    assert_same(loaded.model.state_dict(), read_tensors(small))
+    assert_same(weights.load(small).state_dict(), read_tensors(small))
+    small.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="Convert it first"):
+        load_tokenizer(small)
+
+
+def test_a_wfm_is_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="diffusion_tiny_action.*is a diffusion WFM, expected a tokenizer"):
+        load_tokenizer("diffusion_tiny_action")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "metadata.json").touch()
+    shutil.copy(embedded_path("diffusion_tiny_action").with_suffix(".json"), tmp_path / "card.json")
+    with pytest.raises(UserError, match="is a diffusion WFM, expected a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_diffusers_tokenizer_in_several_files_is_loaded(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "vae"
+    convert(small, folder, to="diffusers")
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    tensors = read_tensors(whole)
+    whole.unlink()
+    placed = {name: f"{number % 2}.safetensors" for number, name in enumerate(tensors)}
+    for file in set(placed.values()):
+        write_tensors(folder / file, {name: tensors[name] for name in tensors if placed[name] == file})
+    write_json(folder / f"{whole.name}.index.json", {"weight_map": placed})
+    assert_same(load_tokenizer(folder).model.state_dict(), read_tensors(small))
+
+
+def test_a_kill_leaves_no_weights_with_an_old_card(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.safetensors"
+    convert(small, target, to="safetensors")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nemo_cosmos.checkpoints.convert.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(small, target, to="safetensors", dtype="bfloat16")
+    assert not target.with_suffix(".json").exists()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nemo_cosmos.checkpoints import embedded
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.post_training import start
+from nemo_cosmos.tokenizer import weights
+from nemo_cosmos.tokenizer.config import preset
+from nemo_cosmos.tokenizer.step import TokenizerModel, TokenizerModelConfig
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -96,3 +101,22 @@ def test_what_is_no_base_is_refused(tmp_path: Path) -> None:
         start.find_base(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="checkpoint nothing: neither a folder nor embedded weights"):
         start.find_base("nothing")
+
+
+def test_a_tokenizers_base_may_be_embedded(called: dict[str, Any]) -> None:
+    config = TokenizerModelConfig(architecture=preset("CV8x8x8-tiny"))
+    model = functools.partial(TokenizerModel, config=config)
+    start.finetune(model, lambda: "clips", "trainer", log="log", optim="optim", base="tokenizer_tiny")
+    path = embedded.embedded_path("tokenizer_tiny")
+    assert called["base"] is None
+    assert called["model"].init_from == str(path)
+    assert config.init_from is None
+    module = called["model"].config.configure_model()
+    for name, tensor in weights.load(path).state_dict().items():
+        assert torch.equal(module.state_dict()[name], tensor)
+
+
+def test_a_base_in_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "diffusion_pytorch_model.safetensors").touch()
+    with pytest.raises(UserError, match="is a diffusers folder. Convert it first"):
+        start.find_base(str(tmp_path))
