@@ -22,11 +22,13 @@ def test_actions_chain_to_the_hands_track(arm_rollout: Rollout) -> None:
     assert gripper.min() >= 0 and gripper.max() <= 1 and np.ptp(gripper) > 0.1
 
 
-def test_the_hand_goes_where_the_controls_say(arm_rollout: Rollout) -> None:
-    moved = np.diff(arm_rollout.body_poses[:, :3, 3], axis=0)
-    assert arm_rollout.controls.shape == (23, 4) and np.abs(arm_rollout.controls).max() <= 1
-    # The mocap weld lags and the workspace clips, hence not 1.
-    assert np.corrcoef(moved.ravel(), arm_rollout.controls[:, :3].ravel())[0, 1] > 0.6
+def test_the_hand_goes_where_the_controls_say() -> None:
+    # Seed 1 moves freely; where the hand pushes against something it follows less.
+    rollout = arm.roll_out(1, name="free", num_frames=24, size=16, fps=10.0)
+    moved = np.diff(rollout.body_poses[:, :3, 3], axis=0)
+    assert rollout.controls.shape == (23, 4) and np.abs(rollout.controls).max() <= 1
+    # The mocap weld lags and the workspace clips, hence not 1; with two axes swapped it is 0.5.
+    assert np.corrcoef(moved.ravel(), rollout.controls[:, :3].ravel())[0, 1] > 0.85
     assert np.linalg.norm(moved, axis=1).mean() > 0.02, "lively: metres per frame"
 
 
