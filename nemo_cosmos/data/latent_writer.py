@@ -52,8 +52,9 @@ def begin_latent_cache(
         text_encoder: Name of the text encoder.
 
     Raises:
-        UserError: The folder belongs to another tokenizer or configuration.
+        UserError: There is no curated shard, or the folder belongs to another tokenizer or configuration.
     """
+    is_unfinished = bool(unwritten_shards(curated, output))
     values = json.loads(json.dumps(asdict(config)))
     values.pop("batch_size")
     mark = {"tokenizer_fingerprint": fingerprint, "config": values, "text_encoder": text_encoder}
@@ -65,7 +66,7 @@ def begin_latent_cache(
             f"{output}: this latent cache was begun with {found}, but now it would be {mark}. "
             "Give another output folder, or delete this one."
         )
-    if unwritten_shards(curated, output):
+    if is_unfinished:
         cache_card(output).unlink(missing_ok=True)
 
 

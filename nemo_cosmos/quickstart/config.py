@@ -45,7 +45,7 @@ FROM_SCRATCH = Budget(
     finetune_steps=8000,
     num_eval_clips=32,
 )
-"""Trains anew, as the embedded weights were made; up to two hours on two cores of a recent CPU."""
+"""Trains anew, as the embedded weights began (docs/weights.md); up to two hours on two cores of a recent CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

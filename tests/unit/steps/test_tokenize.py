@@ -65,4 +65,6 @@ def test_what_the_tokenizer_cannot_take_is_refused_before_anything_is_written(cu
         tokenize(curated, tmp_path / "out", tokenizer=str(tmp_path / "ci"), config=CONFIG)
     with pytest.raises(UserError, match="number of frames: got 16"):
         tokenize(curated, tmp_path / "out", config=dataclasses.replace(CONFIG, num_frames=16))
+    with pytest.raises(UserError, match="holds no curated shards"):
+        tokenize(tmp_path / "nowhere", tmp_path / "out", config=CONFIG)
     assert not (tmp_path / "out").exists()
