@@ -26,7 +26,7 @@ class Budget:
 WARM = Budget(
     num_street=16,
     num_arm=14,
-    num_heldout=8,
+    num_heldout=16,
     num_multiview=1,
     tokenizer_steps=40,
     pretrain_steps=60,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_cosmos.contracts import Verdict
 from nemo_cosmos.evaluation.report import MediaFile, TokenizerRow
 from nemo_cosmos.evaluation.tokenizer_report import MEASURES_FILE
-from nemo_cosmos.evaluation.video_prediction import PredictionEvaluation, paired_difference
+from nemo_cosmos.evaluation.video_prediction import PredictionEvaluation
 from nemo_cosmos.files import read_json
 from nemo_cosmos.quickstart.config import QuickstartConfig
 from nemo_cosmos.steps.evaluate_wfm import MODEL, REPEAT, SHUFFLED, UNCONDITIONAL
@@ -108,15 +108,6 @@ def for_report(config: QuickstartConfig) -> dict[str, Any]:
         ),
         "verdicts": tuple(Verdict.from_dict(verdict) for verdict in record["guard"].values()),
     }
-
-
-def beats_baselines(prediction: PredictionEvaluation) -> bool:
-    """Whether the WFM is better than both baselines in PSNR and LPIPS-like, with 95% confidence over the clips."""
-    return all(
-        paired_difference(prediction, MODEL, baseline, "PSNR").low > 0
-        and paired_difference(prediction, MODEL, baseline, "LPIPS-like").high < 0
-        for baseline in (REPEAT, UNCONDITIONAL)
-    )
 
 
 def _of_training(run_folder: Path) -> Measures:
