@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nemo_cosmos.errors import user_error
-from recipes import diffusion, post_training, steps, tokenizer
+from recipes import diffusion, diffusion_stages, post_training, steps, tokenizer
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -26,9 +26,8 @@ FINETUNE: dict[str, Callable[..., run.Partial]] = {
     "tokenizer_tiny_adversarial_finetune": tokenizer.tokenizer_tiny_adversarial_finetune,
     "tokenizer_cv8x8x8_720p_flow_finetune": tokenizer.tokenizer_cv8x8x8_720p_flow_finetune,
     "tokenizer_cv8x8x8_720p_adversarial_finetune": tokenizer.tokenizer_cv8x8x8_720p_adversarial_finetune,
+    **{recipe.__name__: recipe for stages in diffusion_stages.STAGES.values() for recipe in stages[1:]},
     "diffusion_tiny_action_finetune": post_training.diffusion_tiny_action_finetune,
-    "diffusion_7b_video2world_finetune": post_training.diffusion_7b_video2world_finetune,
-    "diffusion_14b_video2world_finetune": post_training.diffusion_14b_video2world_finetune,
     "diffusion_7b_action_finetune": post_training.diffusion_7b_action_finetune,
 }
 """Run by `nemo cosmos finetune --factory NAME`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -29,13 +30,15 @@ class BlockInputs:
     shared_FBC: torch.Tensor
     """Vector of width 3 D that all adaptive norms share."""
     tokens_per_frame: torch.Tensor | None
-    """Tokens of this rank in each of its F frames where they are not equally many, int64 [F]."""
+    """Tokens of this rank in each of its F frames, or clips of a pack, where they are not equally many; int64 [F]."""
     text_LBC: torch.Tensor
     """Text tokens."""
     rope: tuple[torch.Tensor, torch.Tensor]
     """Cosine and sine of the rotary angles."""
     positions_s1D: torch.Tensor | None
     """Learned positions added at every block's input."""
+    limits: tuple[PackedSeqParams | None, PackedSeqParams | None] = (None, None)
+    """Bounds of packed clips, for self-attention and for cross-attention."""
 
     def modulation(self, adaln: AdaLNLoRA) -> tuple[torch.Tensor, ...]:
         """Shift, scale and, for blocks, gate; each with one row for all tokens, per frame, or per token."""
@@ -92,9 +95,11 @@ class DiTBlock(MegatronModule):
         if inputs.positions_s1D is not None:
             x_sBD = x_sBD + inputs.positions_s1D
         shift, scale, gate = inputs.modulation(self.adaln_self_attention)
-        x_sBD = add_gated(x_sBD, gate, self.self_attention(modulate(x_sBD, shift, scale, eps), inputs.rope))
+        attended = self.self_attention(modulate(x_sBD, shift, scale, eps), inputs.rope, inputs.limits[0])
+        x_sBD = add_gated(x_sBD, gate, attended)
         shift, scale, gate = inputs.modulation(self.adaln_cross_attention)
-        x_sBD = add_gated(x_sBD, gate, self.cross_attention(modulate(x_sBD, shift, scale, eps), inputs.text_LBC))
+        attended = self.cross_attention(modulate(x_sBD, shift, scale, eps), inputs.text_LBC, inputs.limits[1])
+        x_sBD = add_gated(x_sBD, gate, attended)
         shift, scale, gate = inputs.modulation(self.adaln_mlp)
         return add_gated(x_sBD, gate, self.mlp(modulate(x_sBD, shift, scale, eps))[0])
 

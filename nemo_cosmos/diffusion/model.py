@@ -35,6 +35,7 @@ from nemo_cosmos.diffusion.embeddings import (
 )
 from nemo_cosmos.diffusion.initialization import initialize_weights, tensor_parallel_axis
 from nemo_cosmos.diffusion.layer_spec import BlockInputs, dit_block_spec
+from nemo_cosmos.diffusion.packing import Pack, check_pack
 from nemo_cosmos.diffusion.rope import rope_tables
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.backend import get_backend
@@ -123,39 +124,54 @@ class CosmosDiT(MegatronModule):
 
     def forward(
         self,
-        x_BCTHW: torch.Tensor,
+        x_BCTHW: torch.Tensor | list[torch.Tensor],
         timesteps_B: torch.Tensor,
         crossattn_emb_BLD: torch.Tensor,
         *,
         fps: Fps = None,
         padding_mask_B1HW: torch.Tensor | None = None,
-        condition_mask_B1THW: torch.Tensor | None = None,
+        condition_mask_B1THW: torch.Tensor | list[torch.Tensor] | None = None,
         actions_BTA: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | list[torch.Tensor]:
         """Predicts; all ranks of a tensor- and context-parallel group take and give the whole latent.
 
+        Clips of different sizes may be packed into one sequence, in which each attends to itself and to its own text:
+        then latents and condition masks are lists of one clip each, B is their number everywhere else, and there are
+        neither actions nor padding masks.
+
         Args:
-            x_BCTHW: Noisy latent times c_in; every stage needs it for its shape.
+            x_BCTHW: Noisy latent times c_in; every stage needs it for its shape. A list of 1 C T H W packs.
             timesteps_B: c_noise of each sample.
             crossattn_emb_BLD: Text tokens, padding zeroed.
             fps: Frames per second, one number or one per sample; None (images) numbers frames as they come.
             padding_mask_B1HW: 1 where a pixel is padding, at any resolution; None means nowhere.
-            condition_mask_B1THW: 1 where the latent is given, broadcastable; None means nowhere.
+            condition_mask_B1THW: 1 where the latent is given, broadcastable; None means nowhere. A list in a pack.
             actions_BTA: [B, T, action_dim * action_frames_per_latent], or None.
 
         Returns:
-            B C T H W on the last pipeline stage, hidden states s B D on others.
+            B C T H W, or a list of 1 C T H W for a pack, on the last pipeline stage; hidden states s B D on others.
 
         Raises:
             UserError: A size does not fit the model or the layout.
         """
-        grid = self.config.token_grid(tuple(x_BCTHW.shape[2:]))
+        is_packed = isinstance(x_BCTHW, list)
+        clips = x_BCTHW if isinstance(x_BCTHW, list) else [x_BCTHW]
+        masks = condition_mask_B1THW if isinstance(condition_mask_B1THW, list) else [condition_mask_B1THW] * len(clips)
+        if is_packed:
+            self._check_pack(clips, timesteps_B, crossattn_emb_BLD, fps, masks, padding_mask_B1HW, actions_BTA)
+        pack = Pack(grids=tuple(self.config.token_grid(tuple(clip.shape[2:])) for clip in clips))
         sequence_parallel = self.config.sequence_parallel
-        shard = token_shard(grid[0] * grid[1] * grid[2], self.groups, sequence_parallel=sequence_parallel)
-        self.conditioning.check_actions(actions_BTA, len(x_BCTHW), x_BCTHW.shape[2])
-        inputs = self._block_inputs(timesteps_B, crossattn_emb_BLD, grid, shard, fps, actions_BTA)
+        shard = token_shard(sum(pack.lengths), self.groups, sequence_parallel=sequence_parallel)
+        if is_packed:
+            inputs = self._packed_block_inputs(timesteps_B, crossattn_emb_BLD, pack, shard, fps)
+        else:
+            self.conditioning.check_actions(actions_BTA, len(clips[0]), clips[0].shape[2])
+            inputs = self._block_inputs(timesteps_B, crossattn_emb_BLD, pack, shard, fps, actions_BTA)
         if self.pre_process:
-            patches_SBP = self.x_embedder.tokens(x_BCTHW, condition_mask_B1THW, padding_mask_B1HW)
+            patches = [
+                self.x_embedder.tokens(clip, mask, padding_mask_B1HW) for clip, mask in zip(clips, masks, strict=True)
+            ]
+            patches_SBP = torch.cat(patches) if is_packed else patches[0]
             hidden = self.x_embedder(split_tokens(patches_SBP, self.groups, sequence_parallel=sequence_parallel))
         else:
             hidden = self.input_tensor
@@ -164,7 +180,11 @@ class CosmosDiT(MegatronModule):
         if not self.post_process:
             return make_viewless_tensor(hidden, requires_grad=True, keep_graph=True)
         patches_SBP = gather_tokens(self.final_layer(hidden, inputs), self.groups, sequence_parallel=sequence_parallel)
-        return unpatchify(patches_SBP, grid, self.config.patch_size)
+        predicted = [
+            unpatchify(patches, grid, self.config.patch_size)
+            for patches, grid in zip(patches_SBP.split(pack.lengths), pack.grids, strict=True)
+        ]
+        return predicted if is_packed else predicted[0]
 
     def logvar(self, timesteps_B: torch.Tensor) -> torch.Tensor:
         """Predicted log-variance of the loss at each sample's c_noise; float32 [B], on the last stage only."""
@@ -178,37 +198,103 @@ class CosmosDiT(MegatronModule):
         self,
         timesteps_B: torch.Tensor,
         text_BLD: torch.Tensor,
-        grid: tuple[int, int, int],
+        pack: Pack,
         shard: TokenShard,
         fps: Fps,
         actions_BTA: torch.Tensor | None,
     ) -> BlockInputs:
-        if text_BLD.ndim != 3 or text_BLD.shape[-1] != self.config.crossattn_emb_channels:
-            expected = f"[batch, tokens, {self.config.crossattn_emb_channels}]"
-            raise user_error(
-                "crossattn_emb_BLD", tuple(text_BLD.shape), expected, "Use the encoder it was trained with."
-            )
-        per_frame = grid[1] * grid[2]
-        frames = slice(shard.start // per_frame, (shard.stop - 1) // per_frame + 1)
+        """What blocks read of a batch of clips of one size."""
+        self._check_text(text_BLD)
+        per_frame = pack.grids[0][1] * pack.grids[0][2]
+        frames = _frames_of(shard, per_frame)
         emb_FBD, shared_FBC = self.conditioning(timesteps_B, actions_BTA, frames)
-        positions = self.extra_pos_embedder(grid, shard, frames) if self.config.extra_pos_embed else None
-        # Linear layers gather what sequence parallelism splits: attention sees the whole context-parallel piece.
-        attended = token_shard(shard.total, self.groups, sequence_parallel=False)
-        rope = rope_tables(
-            grid,
-            self.config.kv_channels,
-            self.config.rope_ratio,
-            _frame_steps(fps, self.config.base_fps),
-            (attended.start, attended.stop),
-            text_BLD.device,
-        )
         return BlockInputs(
             emb_FBD=emb_FBD,
             shared_FBC=shared_FBC,
             tokens_per_frame=_uneven_frames(shard, per_frame, frames, text_BLD.device) if len(emb_FBD) > 1 else None,
             text_LBC=rearrange(text_BLD, "B L C -> L B C").to(emb_FBD.dtype).contiguous(),
-            rope=rope,
-            positions_s1D=positions,
+            rope=self._rope(pack, [_frame_steps(fps, self.config.base_fps)], text_BLD.device),
+            positions_s1D=self._positions(pack, shard),
+        )
+
+    def _packed_block_inputs(
+        self, timesteps_B: torch.Tensor, text_BLD: torch.Tensor, pack: Pack, shard: TokenShard, fps: Fps
+    ) -> BlockInputs:
+        """What blocks read of packed clips: each has modulation, text, positions and frames per second of its own."""
+        self._check_text(text_BLD)
+        pieces = pack.pieces(shard)
+        present = [index for index, _ in pieces]
+        emb_1BD, shared_1BC = self.conditioning(timesteps_B[present], None, slice(0))
+        rates = fps.tolist() if isinstance(fps, torch.Tensor) else [fps] * len(pack.grids)
+        return BlockInputs(
+            emb_FBD=emb_1BD.transpose(0, 1),
+            shared_FBC=shared_1BC.transpose(0, 1),
+            tokens_per_frame=torch.tensor([len(piece) for _, piece in pieces], device=text_BLD.device),
+            text_LBC=rearrange(text_BLD, "B L C -> (B L) 1 C").to(emb_1BD.dtype).contiguous(),
+            rope=self._rope(pack, [_frame_steps(rate, self.config.base_fps) for rate in rates], text_BLD.device),
+            positions_s1D=self._positions(pack, shard),
+            limits=pack.attention_limits(text_BLD.shape[1], text_BLD.device),
+        )
+
+    def _rope(
+        self, pack: Pack, frame_steps: list[tuple[float, ...]], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Linear layers gather what sequence parallelism splits: attention sees the whole context-parallel piece.
+        attended = token_shard(sum(pack.lengths), self.groups, sequence_parallel=False)
+        tables = [
+            rope_tables(
+                pack.grids[index],
+                self.config.kv_channels,
+                self.config.rope_ratio,
+                frame_steps[index],
+                (piece.start, piece.stop),
+                device,
+            )
+            for index, piece in pack.pieces(attended)
+        ]
+        if len(tables) == 1:
+            return tables[0]
+        cosines, sines = zip(*tables, strict=True)
+        return torch.cat(cosines), torch.cat(sines)
+
+    def _positions(self, pack: Pack, shard: TokenShard) -> torch.Tensor | None:
+        if self.config.extra_pos_embed is None:
+            return None
+        parts = []
+        for index, piece in pack.pieces(shard):
+            grid = pack.grids[index]
+            parts.append(self.extra_pos_embedder(grid, piece, _frames_of(piece, grid[1] * grid[2])))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _check_text(self, text_BLD: torch.Tensor) -> None:
+        if text_BLD.ndim != 3 or text_BLD.shape[-1] != self.config.crossattn_emb_channels:
+            expected = f"[batch, tokens, {self.config.crossattn_emb_channels}]"
+            raise user_error(
+                "crossattn_emb_BLD", tuple(text_BLD.shape), expected, "Use the encoder it was trained with."
+            )
+
+    def _check_pack(
+        self,
+        clips: list[torch.Tensor],
+        timesteps_B: torch.Tensor,
+        text_BLD: torch.Tensor,
+        fps: Fps,
+        masks: list[torch.Tensor | None],
+        padding_mask: torch.Tensor | None,
+        actions: torch.Tensor | None,
+    ) -> None:
+        if padding_mask is not None or actions is not None:
+            raise user_error("padding mask and actions of a pack", "given", "None", "Train on batches of one size.")
+        check_pack(
+            clips,
+            {
+                "timesteps_B": len(timesteps_B),
+                "crossattn_emb_BLD": len(text_BLD),
+                "fps": len(fps) if isinstance(fps, torch.Tensor) else None,
+                "condition_mask_B1THW": len(masks),
+            },
+            context_parallel=self.groups.cp.size(),
+            fixed_pipeline=self.groups.pp.size() > 1 and not self.config.variable_seq_lengths,
         )
 
     def _run_block(self, index: int, block: nn.Module, hidden: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
@@ -277,6 +363,11 @@ def _frame_steps(fps: Fps, base_fps: float) -> tuple[float, ...]:
         raise user_error("fps", values, "positive numbers", "Give the video's frames per second, or None for images.")
     steps = tuple(base_fps / value for value in values)
     return steps[:1] if len(set(steps)) == 1 else steps
+
+
+def _frames_of(shard: TokenShard, per_frame: int) -> slice:
+    """Latent frames that a piece of a clip touches."""
+    return slice(shard.start // per_frame, (shard.stop - 1) // per_frame + 1)
 
 
 def _uneven_frames(shard: TokenShard, per_frame: int, frames: slice, device: torch.device) -> torch.Tensor | None:

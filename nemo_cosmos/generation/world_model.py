@@ -43,6 +43,8 @@ class SamplingConfig:
     guidance: float = 0.0
     """g in cond + g (cond - uncond); the published models use 7."""
     sigma_max: float = 80.0
+    augment_sigma: float = 0.001
+    """Noise level of given frames; the published one. More of it makes a model that was trained so trust them less."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,6 +133,7 @@ class WorldModel:
             mask=mask,
             augment_noise=augment_noise.to(self.device),
             guidance=config.guidance,
+            augment_sigma=config.augment_sigma,
             actions=None if actions is None else self._actions(actions),
             video2world=self.network.config.concat_condition_mask,
         )
@@ -138,7 +141,7 @@ class WorldModel:
         latent = (
             SAMPLERS[config.sampler](denoiser, noise.to(self.device), sigmas, progress=progress) / self.edm.sigma_data
         )
-        video = self.tokenizer.decode(denormalise_latent(latent, self.card.latent_mean, self.card.latent_std))
+        video = self.tokenizer.decode(denormalise_latent(latent, *self.card.latent_statistics(latent.shape[2])))
         return [to_pixels(one) for one in video]
 
     def _latent_shape(self, batch: int, config: SamplingConfig) -> torch.Size:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from einops import rearrange
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -70,31 +71,44 @@ class SDPACoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None = None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: object | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
         """Attends.
 
         Args:
-            query: [s, B, N, H].
+            query: [s, B, N, H]; [s, N, H] where sequences are packed.
             key: [l, B, G, H]; G divides N.
             value: Like `key`.
             attention_mask: Must be None; masks are told by type.
             attn_mask_type: Overrides the constructor's.
             attention_bias: Must be None.
-            packed_seq_params: Must be None.
+            packed_seq_params: Bounds of packed sequences, each of which attends to its own keys; not together with
+                context parallelism.
 
         Returns:
-            [s, B, N * H].
+            [s, B, N * H]; [s, N * H] where sequences are packed.
         """
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise NotImplementedError("SDPACoreAttention takes no mask tensor, bias or packed sequences")
+        if attention_mask is not None or attention_bias is not None:
+            raise NotImplementedError("SDPACoreAttention takes no mask tensor and no bias")
         causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
+        if packed_seq_params is not None:
+            return self._attend_packed(query, key, value, causal, packed_seq_params)
         if not self.exchanges:
             return self._attend(query, key, value, causal)
         if self._by_heads(query.shape[2]):
             return self._attend_over_heads(query, key, value, causal)
         key, value = (_GatherKeys.apply(x, self.group) for x in (key, value))
         return self._attend(query, key, value, causal, first_query=self.group.rank() * query.shape[0])
+
+    def _attend_packed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, packed: PackedSeqParams
+    ) -> torch.Tensor:
+        if self.exchanges:
+            raise NotImplementedError("SDPACoreAttention takes no packed sequences with context parallelism")
+        queries, keys = packed.cu_seqlens_q.diff().tolist(), packed.cu_seqlens_kv.diff().tolist()
+        sequences = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
+        # One call for each sequence: masks over all of them would spend time on what they hide.
+        return torch.cat([self._attend(q[:, None], k[:, None], v[:, None], causal)[:, 0] for q, k, v in sequences])
 
     def _by_heads(self, num_heads: int) -> bool:
         divides = num_heads % self.group.size() == 0

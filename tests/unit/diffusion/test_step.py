@@ -89,7 +89,7 @@ def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, me
 def test_data_are_checked_before_the_model_is_built(tmp_path: Path) -> None:
     model, data = DiffusionModel(tiny_dit()), RandomLatents(micro_batch_size=1, global_batch_size=4)
     trainer, log, optim = default_trainer(max_steps=1), default_log(tmp_path), default_optim(lr=1e-2, max_steps=1)
-    data.cache_card = dataclasses.replace(CARD, text_dim=384)
+    data.cache_cards = (CARD, dataclasses.replace(CARD, text_dim=384))
     with pytest.raises(UserError, match="text_dim of the cache"):
         pretrain(model, data, trainer, log=log, optim=optim)
     assert not hasattr(model, "module")

@@ -8,7 +8,8 @@ from nemo_cosmos.training.ema import EMA
 
 
 def _trainer(module):
-    return SimpleNamespace(strategy=SimpleNamespace(megatron_parallel=[module]), ckpt_path=None, global_step=0)
+    strategy = SimpleNamespace(megatron_parallel=[module], optimizers=[])
+    return SimpleNamespace(strategy=strategy, ckpt_path=None, global_step=0)
 
 
 def _averages(ema, weights):
