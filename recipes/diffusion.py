@@ -134,6 +134,57 @@ def diffusion_14b_pretrain(
     return recipe
 
 
+@with_types
+def diffusion_tiny_packed_pretrain(
+    latents: tuple[str, ...] = ("runs/latents", "runs/pictures"),
+    directory: str = "runs/diffusion_tiny_packed",
+    max_steps: int = 6000,
+    tokens_per_pack: int = 1024,
+) -> run.Partial:
+    """The tiny DiT on packs of clips and pictures of whatever sizes.
+
+    Args:
+        latents: Folders that the `tokenize` recipe wrote, one for each size.
+        directory: The run's folder; the same one again goes on there.
+        max_steps: Optimizer steps, and the length of the learning-rate schedule.
+        tokens_per_pack: Most tokens in a pack; 768 are 17 frames of 128x128.
+    """
+    recipe = diffusion_tiny_pretrain(directory=directory, max_steps=max_steps)
+    recipe.data = _packs(latents, tokens_per_pack, global_batch_size=8)
+    return recipe
+
+
+@with_types
+def diffusion_7b_packed_pretrain(
+    latents: tuple[str, ...] = ("runs/latents", "runs/pictures"),
+    directory: str = "runs/diffusion_7b_packed",
+    max_steps: int = 100_000,
+    num_nodes: int = 8,
+    tokens_per_pack: int = 10_240,
+) -> run.Partial:
+    """The first stage of the 7B on packs of clips and pictures of whatever sizes; TP8 with SP, 8 GPUs a node.
+
+    Args:
+        latents: Folders that the `tokenize` recipe wrote with the 720p tokenizer and T5, one for each size.
+        directory: The run's folder; the same one again goes on there.
+        max_steps: Optimizer steps.
+        num_nodes: Of 8 GPUs; the batch grows with them.
+        tokens_per_pack: Most tokens in a pack; 10,240 are 57 frames of 640x512.
+    """
+    recipe = diffusion_7b_pretrain(directory=directory, max_steps=max_steps, num_nodes=num_nodes)
+    recipe.trainer.tp, recipe.trainer.cp = GPUS_PER_NODE, 1  # packs are not cut over context-parallel ranks
+    recipe.data = _packs(
+        latents, tokens_per_pack, global_batch_size=4 * data_parallel(num_nodes, tp=GPUS_PER_NODE, cp=1), num_workers=4
+    )
+    return recipe
+
+
+def _packs(latents: tuple[str, ...], tokens_per_pack: int, **settings: int) -> run.Config:
+    from nemo_cosmos.data.datamodule import PackedLatentDataModule
+
+    return run.Config(PackedLatentDataModule, paths=tuple(latents), tokens_per_pack=tokens_per_pack, **settings)
+
+
 def _pretrain_at_512p(
     size: Callable[..., Any],
     latents: str,

@@ -18,6 +18,8 @@ PRETRAIN: dict[str, Callable[..., run.Partial]] = {
     "diffusion_tiny_pretrain": diffusion.diffusion_tiny_pretrain,
     "diffusion_7b_pretrain": diffusion.diffusion_7b_pretrain,
     "diffusion_14b_pretrain": diffusion.diffusion_14b_pretrain,
+    "diffusion_tiny_packed_pretrain": diffusion.diffusion_tiny_packed_pretrain,
+    "diffusion_7b_packed_pretrain": diffusion.diffusion_7b_packed_pretrain,
 }
 """Run by `nemo cosmos pretrain --factory NAME`."""
 

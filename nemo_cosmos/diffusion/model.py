@@ -223,7 +223,7 @@ class CosmosDiT(MegatronModule):
         """What blocks read of packed clips: each has modulation, text, positions and frames per second of its own."""
         self._check_text(text_BLD)
         pieces = pack.pieces(shard)
-        present = [index for index, _ in pieces]
+        present = slice(pieces[0][0], pieces[-1][0] + 1)
         emb_1BD, shared_1BC = self.conditioning(timesteps_B[present], None, slice(0))
         rates = fps.tolist() if isinstance(fps, torch.Tensor) else [fps] * len(pack.grids)
         return BlockInputs(

@@ -14,6 +14,7 @@ from nemo.utils.model_utils import unwrap_model
 
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.data.latent_cache import denormalise_latent
+from nemo_cosmos.data.statistics import LatentStatistics
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.conditioning import condition_mask
 from nemo_cosmos.diffusion.samplers import SAMPLERS, karras_sigmas
@@ -68,17 +69,20 @@ class SampleVideos(pl.Callback):
         self._every, self._place = every, tokenizer
         self._num_samples, self._num_columns = num_samples, num_columns
         self._num_steps, self._sampler, self._guidance, self._seed = num_steps, sampler, guidance, seed
+        self._held_out: Any = None
         self._tokenizer: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Loads the tokenizer on the first rank.
+        """Opens the held-out samples, and loads the tokenizer on the first rank.
 
         Raises:
-            UserError: The latents are another tokenizer's, or the model is cut into pipeline stages.
+            UserError: There are no held-out samples, the latents are another tokenizer's, or the model is cut into
+                pipeline stages.
         """
         stages = pl_module.config.pipeline_model_parallel_size
         if stages > 1:
             raise user_error("pipeline-parallel size", stages, "1 with SampleVideos", "Leave the samples out.")
+        self._held_out = trainer.datamodule.dataset("heldout")
         if not trainer.is_global_zero:
             return
         self._tokenizer = load_tokenizer(self._place).model.to(current_device())
@@ -95,26 +99,26 @@ class SampleVideos(pl.Callback):
         network = unwrap_model(trainer.strategy.megatron_parallel[0].module)
         network.eval()
         with torch.no_grad():
-            rows = self._rows(trainer.datamodule, pl_module, network)
+            rows = self._rows(trainer.datamodule.statistics, pl_module, network)
         network.train()
         if trainer.is_global_zero:
             self._show(frame_sheet(rows), trainer)
 
     def _rows(
-        self, data: pl.LightningDataModule, model: pl.LightningModule, network: torch.nn.Module
+        self, statistics: LatentStatistics, model: pl.LightningModule, network: torch.nn.Module
     ) -> list[np.ndarray]:
         """Frames of real and generated videos in turn; on the first rank only."""
-        held_out, rows = data.dataset("heldout"), []
-        for number in range(min(self._num_samples, len(held_out))):
-            item = held_out[number * len(held_out) // self._num_samples]
+        num_samples, rows = min(self._num_samples, len(self._held_out)), []
+        for number in range(num_samples):
+            item = self._held_out[number * len(self._held_out) // num_samples]
             item = item["clips"][0] if "clips" in item else item
             real = item["latent"][None].to(current_device())
             latents = (real, self._generate(item, real, model, network, seed=self._seed + number))
             if self._tokenizer is None:
                 continue
-            statistics = data.statistics.of_frames(real.shape[2])
+            moments = statistics.of_frames(real.shape[2])
             for latent in latents:
-                frames = to_pixels(self._tokenizer.decode(denormalise_latent(latent, *statistics))[0])
+                frames = to_pixels(self._tokenizer.decode(denormalise_latent(latent, *moments))[0])
                 shown = np.linspace(0, len(frames) - 1, min(self._num_columns, len(frames))).round().astype(int)
                 rows.append(frames[shown])
         return rows

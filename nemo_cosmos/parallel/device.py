@@ -34,7 +34,7 @@ def matmul_flops_per_s(dtype: torch.dtype) -> float:
         Floating-point operations per second; a multiplication and an addition are two.
     """
     device = current_device()
-    size = 8192 if device.type == "cuda" else 1024
+    size = 8192 if device.type == "cuda" else 512
     factor = torch.ones(size, size, dtype=dtype, device=device)
     result = torch.empty_like(factor)
     best = float("inf")

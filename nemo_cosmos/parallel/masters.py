@@ -14,6 +14,8 @@ import torch.distributed as dist
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import nn
 
+from nemo_cosmos.parallel.device import current_device
+
 
 @dataclass(frozen=True, kw_only=True)
 class MasterShard:
@@ -39,7 +41,8 @@ class MasterShard:
         """
         if self.group is None or self.group.size() == 1:
             return piece.reshape(self.shape).cpu()
-        whole = piece.new_zeros(self.shape.numel())
+        # On the device that collectives work on, wherever the optimizer keeps its masters.
+        whole = torch.zeros(self.shape.numel(), dtype=piece.dtype, device=current_device())
         self.cut(whole).copy_(piece)
         # A sum of which all terms but one are zero.
         dist.reduce(whole, group_dst=0, group=self.group)

@@ -154,6 +154,12 @@ def test_published_sizes_fit_their_layout(name: str, tp: int, latent: tuple[int,
     assert recipe.data.global_batch_size % (recipe.data.micro_batch_size * data_parallel) == 0
 
 
+def test_packs_of_the_published_size_are_not_cut_over_context_parallel_ranks() -> None:
+    recipe = registry.find("diffusion_7b_packed_pretrain")()
+    assert (recipe.trainer.tp, recipe.trainer.cp, recipe.data.global_batch_size) == (8, 1, 32)
+    assert recipe.data.paths == ("runs/latents", "runs/pictures")
+
+
 def test_published_resolutions_have_the_published_context_lengths() -> None:
     config = fiddle.build(registry.find("diffusion_7b_pretrain")().model.config)
     assert [math.prod(config.token_grid(latent)) for latent in (LATENT_512P, LATENT_720P)] == [10_240, 56_320]
@@ -260,7 +266,7 @@ def test_embedded_weights_are_trained_as_they_were() -> None:
     assert (recipe.data.pictures, recipe.optim.decay, recipe.trainer.callbacks) == (None, "cosine", None)
 
 
-@pytest.mark.parametrize("name", [name for name in registry.RECIPES if "diffusion" in name and "action" not in name])
+@pytest.mark.parametrize("name", [recipe.__name__ for stages in STAGES.values() for recipe in stages])
 def test_samples_and_pictures_can_be_asked_for(name: str) -> None:
     recipe = registry.find(name)(sample_every=10, tokenizer="mine")
     [sampling] = recipe.trainer.callbacks
