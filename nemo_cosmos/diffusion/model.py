@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nemo_cosmos.diffusion.adaln import AdaLNLoRA, modulate
-from nemo_cosmos.diffusion.config import DiTConfig, check_layout
+from nemo_cosmos.diffusion.config import DiTConfig, check_layout, check_variable_lengths
 from nemo_cosmos.diffusion.embeddings import (
     ConditionEmbedder,
     LearnablePositions,
@@ -294,8 +294,8 @@ class CosmosDiT(MegatronModule):
                 "condition_mask_B1THW": len(masks),
             },
             context_parallel=self.groups.cp.size(),
-            fixed_pipeline=self.groups.pp.size() > 1 and not self.config.variable_seq_lengths,
         )
+        check_variable_lengths(self.config, self.groups.pp.size())
 
     def _run_block(self, index: int, block: nn.Module, hidden: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         config = self.config

@@ -74,16 +74,13 @@ def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-def check_pack(
-    latents: list[torch.Tensor], others: dict[str, int | None], *, context_parallel: int, fixed_pipeline: bool
-) -> None:
+def check_pack(latents: list[torch.Tensor], others: dict[str, int | None], *, context_parallel: int) -> None:
     """Refuses a pack that cannot be computed.
 
     Args:
         latents: One clip each, 1 C T H W.
         others: How many of each other input there are; None for one that is absent.
         context_parallel: Size of that group.
-        fixed_pipeline: Whether pipeline stages expect sequences of one length.
 
     Raises:
         UserError: With the reason.
@@ -100,11 +97,4 @@ def check_pack(
             context_parallel,
             "1 with packed clips",
             "Use tensor parallelism, or batches of one size.",
-        )
-    if fixed_pipeline:
-        raise user_error(
-            "variable_seq_lengths",
-            False,
-            "True where packs pass through a pipeline, since their lengths differ",
-            "Set it in the model's configuration.",
         )

@@ -20,7 +20,7 @@ from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.architecture import architecture_of
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig, condition_mask, draw, network_input
-from nemo_cosmos.diffusion.config import DiTConfig, check_layout
+from nemo_cosmos.diffusion.config import DiTConfig, check_layout, check_variable_lengths
 from nemo_cosmos.diffusion.flops import training_flops
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighted_loss
@@ -141,15 +141,8 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             UserError: Channels, size or text width differ from the model's, the ranks cannot share the tokens, or
                 pipeline stages expect sequences of one length.
         """
-        lengths = [self._check_cache(card) for card in cards]
-        config = self.config
-        if len(set(lengths)) > 1 and config.pipeline_model_parallel_size > 1 and not config.variable_seq_lengths:
-            raise user_error(
-                "variable_seq_lengths",
-                False,
-                f"True, for the caches have samples of {lengths} tokens and the model is cut into pipeline stages",
-                "Set it in the model's configuration.",
-            )
+        if len({self._check_cache(card) for card in cards}) > 1:
+            check_variable_lengths(self.config, self.config.pipeline_model_parallel_size)
 
     def _check_cache(self, card: LatentCacheCard) -> int:
         config, (channels, *size) = self.config, card.latent_shape

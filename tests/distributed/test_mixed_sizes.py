@@ -23,7 +23,6 @@ SIZES = {"variable_seq_lengths": True}
 LAYOUTS = {
     "packed_tp2_sp": (PackedLatents, {"tp": 2, "sp": True}, {}),
     "packed_pp2": (PackedLatents, {"pp": 2}, SIZES),
-    "packed_pp2_vp2": (PackedLatents, {"pp": 2, "vp": 2}, SIZES),
     "packed_dp2": (PackedLatents, {}, {}),
     "alternating_cp2": (AlternatingLatents, {"cp": 2}, {}),
     "alternating_pp2": (AlternatingLatents, {"pp": 2}, SIZES),
