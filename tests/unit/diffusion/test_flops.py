@@ -36,12 +36,11 @@ def test_forward_and_backward_are_counted_as_torch_counts_them(one_rank: torch.d
         head = model.logvar(given[1])
         assert torchs.get_total_flops() == counted
         (output.sum() + head.sum()).backward()
-    # A backward pass is two forward passes, but for the gradients of inputs, which none of these layers is asked for.
+    # A backward pass is two forward passes, but for the gradients of inputs, which these layers are not asked for.
     width, tokens = config.hidden_size, math.prod(config.token_grid(SIZE))
     patches = tokens * config.patch_channels * config.patch_volume * width
-    texts = config.num_layers * TEXT * TEXT_DIM * 2 * width
     actions = 0 if action_dim is None else SIZE[0] * 2 * (2 * action_dim * 4 * width)
-    skipped = 2 * BATCH * (patches + texts + width**2 + actions + config.uncertainty_channels)
+    skipped = 2 * BATCH * (patches + width**2 + actions + config.uncertainty_channels)
     assert torchs.get_total_flops() == training_flops(config, SIZE, text_length=TEXT, num_samples=BATCH) - skipped
 
 

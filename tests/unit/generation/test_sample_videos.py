@@ -64,8 +64,8 @@ def test_held_out_videos_are_shown_beside_what_the_model_makes_of_them(latents: 
     assert picture.name == "step=0000002.png"
     sheet = read_image(picture).reshape(4, 32, 5, 32, 3)
     real, generated = sheet[0].astype(int), sheet[1].astype(int)
-    # The first frame is given; the rest of what three steps of training make of noise is something else.
-    assert np.abs(real[:, 0] - generated[:, 0]).max() == 0
+    # The first frame is given, up to rounding; the rest of what two steps of training make of noise is something else.
+    assert np.abs(real[:, 0] - generated[:, 0]).max() <= 1
     assert np.abs(real[:, 4] - generated[:, 4]).mean() > 5
     events = EventAccumulator(str(tmp_path / "shown" / "tensorboard"))
     events.Reload()
