@@ -201,7 +201,7 @@ class CheckpointCard(Record):
     latent_mean: tuple[float, ...] | None = None
     latent_std: tuple[float, ...] | None = None
     image_latent_mean: tuple[float, ...] | None = None
-    """Of pictures, where a diffusion WFM was trained on them too; `latent_mean` and `latent_std` are of videos."""
+    """The same for latents of pictures, per channel, where these have statistics of their own."""
     image_latent_std: tuple[float, ...] | None = None
     text_encoder: str | None = None
     """Name of the encoder whose states a diffusion WFM was trained on."""
@@ -210,13 +210,6 @@ class CheckpointCard(Record):
     versions: dict[str, str] = field(default_factory=dict)
     measured_by: dict[str, str] = field(default_factory=dict)
     """What a tokenizer's loss terms were measured by; tells which weights stood in for ones that could not be had."""
-
-    def latent_statistics(self, num_latent_frames: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and standard deviation by which latents of that many frames are normalised; None where unknown."""
-        mean, std = self.latent_mean, self.latent_std
-        if num_latent_frames == 1 and self.image_latent_mean is not None:
-            mean, std = self.image_latent_mean, self.image_latent_std
-        return None if mean is None or std is None else (mean, std)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,7 @@ class _LatentModule(_MegatronDataModule):
 
     def latents(self, place: int, split: Split, **settings: Any) -> LatentDataset:  # noqa: ANN401 - of LatentDataset
         """Samples of one cache, normalised as its domain is."""
-        statistics = self.statistics.of_frames(self.cache_cards[place].latent_shape[1])
+        statistics = self.statistics.of(self.cache_cards[place].latent_shape[1])
         return LatentDataset(self.paths[place], split=split, statistics=statistics, **settings)
 
 

@@ -7,45 +7,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
 
-Moments = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation per channel."""
+Numbers = tuple[float, ...]
+"""One for each channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentStatistics:
-    """Of each domain; a domain without caches has none."""
+    """Means and standard deviations; None where they are not known."""
 
-    video: Moments | None
-    image: Moments | None
+    mean: Numbers | None = None
+    """Of videos; of pictures, where there is nothing else."""
+    std: Numbers | None = None
+    image_mean: Numbers | None = None
+    """Of pictures that stand beside videos."""
+    image_std: Numbers | None = None
 
-    def of_frames(self, num_latent_frames: int) -> Moments:
-        """Statistics of samples of that many latent frames: of pictures, where it is one."""
-        moments = self.image if num_latent_frames == 1 else self.video
-        assert moments is not None, num_latent_frames
-        return moments
+    @classmethod
+    def of_card(cls, card: CheckpointCard) -> LatentStatistics:
+        """Takes them from a checkpoint's card."""
+        return cls(
+            mean=card.latent_mean,
+            std=card.latent_std,
+            image_mean=card.image_latent_mean,
+            image_std=card.image_latent_std,
+        )
 
-    def card_fields(self) -> dict[str, Any]:
-        """For the checkpoint's card; a model of pictures alone has theirs in the place of videos'."""
-        main = self.video or self.image
-        assert main is not None
-        fields: dict[str, Any] = {"latent_mean": main[0], "latent_std": main[1]}
-        if self.video and self.image:
-            fields |= {"image_latent_mean": self.image[0], "image_latent_std": self.image[1]}
-        return fields
+    def card_fields(self) -> dict[str, Numbers | None]:
+        """Fields of `CheckpointCard`."""
+        return {
+            "latent_mean": self.mean,
+            "latent_std": self.std,
+            "image_latent_mean": self.image_mean,
+            "image_latent_std": self.image_std,
+        }
+
+    def of(self, num_latent_frames: int) -> tuple[Numbers, Numbers] | None:
+        """Mean and standard deviation for latents of so many frames; None where they are not known.
+
+        One frame is a picture's, where pictures have numbers of their own.
+        """
+        if num_latent_frames == 1 and self.image_mean is not None and self.image_std is not None:
+            return self.image_mean, self.image_std
+        return None if self.mean is None or self.std is None else (self.mean, self.std)
 
 
 def statistics_for(caches: Sequence[LatentCacheCard], base_card: str | None = None) -> LatentStatistics:
-    """Finds the statistics of each domain: those of its first cache, or those of the model that is trained on.
+    """Finds the statistics of each kind: those of its first cache, or those of the model that is trained on.
 
     Args:
         caches: All that are trained on together.
-        base_card: Card of the checkpoint that is post-trained; its statistics come first.
+        base_card: Card of the checkpoint that is post-trained; what it knows is kept.
 
     Raises:
         UserError: Tokenizer or text encoder differ between the caches, or from the base's tokenizer; or the card is not
@@ -55,30 +71,29 @@ def statistics_for(caches: Sequence[LatentCacheCard], base_card: str | None = No
         values = sorted({getattr(cache, name) for cache in caches})
         if len(values) > 1:
             raise user_error(f"{name} of the caches", values, "one for all", "Write the caches with the same.")
-    first: dict[bool, Moments] = {}
-    for cache in caches:
-        first.setdefault(_is_of_pictures(cache), (cache.latent_mean, cache.latent_std))
-    video, image = first.get(False), first.get(True)
+    videos = [cache for cache in caches if cache.latent_shape[1] > 1]
+    pictures = [cache for cache in caches if cache.latent_shape[1] == 1]
+    main = (videos or pictures)[0]
+    mean, std = main.latent_mean, main.latent_std
+    image_mean, image_std = None, None
+    if videos and pictures:
+        image_mean, image_std = pictures[0].latent_mean, pictures[0].latent_std
     if base_card is not None:
-        base = _base(base_card, caches[0])
-        if video is not None:
-            video = base.latent_statistics(num_latent_frames=2)
-        if image is not None and base.image_latent_mean is not None or video is None:
-            image = base.latent_statistics(num_latent_frames=1)
-    return LatentStatistics(video=video, image=image)
+        base = _base(base_card, main)
+        mean, std = base.mean, base.std
+        if base.image_mean is not None:
+            image_mean, image_std = base.image_mean, base.image_std
+    return LatentStatistics(mean=mean, std=std, image_mean=image_mean, image_std=image_std)
 
 
-def _is_of_pictures(cache: LatentCacheCard) -> bool:
-    return cache.latent_shape[1] == 1
-
-
-def _base(path: str, cache: LatentCacheCard) -> CheckpointCard:
-    base = CheckpointCard.from_dict(read_json(path))
-    if base.latent_mean is None or base.latent_std is None:
+def _base(path: str, cache: LatentCacheCard) -> LatentStatistics:
+    card = CheckpointCard.from_dict(read_json(path))
+    found = LatentStatistics.of_card(card)
+    if found.of(2) is None:
         raise user_error("statistics_of", path, "the card of a diffusion WFM", "Give its card.json.")
-    if base.tokenizer_fingerprint != cache.tokenizer_fingerprint:
+    if card.tokenizer_fingerprint != cache.tokenizer_fingerprint:
         raise UserError(
-            f"{path}: this model was trained on latents of tokenizer {base.tokenizer_fingerprint}, but the cache "
+            f"{path}: this model was trained on latents of tokenizer {card.tokenizer_fingerprint}, but the cache "
             f"was written by {cache.tokenizer_fingerprint}. Tokenize again with the model's tokenizer."
         )
-    return base
+    return found

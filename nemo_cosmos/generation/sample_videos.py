@@ -116,7 +116,7 @@ class SampleVideos(pl.Callback):
             latents = (real, self._generate(item, real, model, network, seed=self._seed + number))
             if self._tokenizer is None:
                 continue
-            moments = statistics.of_frames(real.shape[2])
+            moments = statistics.of(real.shape[2])
             for latent in latents:
                 frames = to_pixels(self._tokenizer.decode(denormalise_latent(latent, *moments))[0])
                 shown = np.linspace(0, len(frames) - 1, min(self._num_columns, len(frames))).round().astype(int)

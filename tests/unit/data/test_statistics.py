@@ -12,7 +12,7 @@ import torch
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard
 from nemo_cosmos.data.datamodule import LatentDataModule, PackedLatentDataModule
 from nemo_cosmos.data.latent_cache import LatentCacheConfig
-from nemo_cosmos.data.statistics import statistics_for
+from nemo_cosmos.data.statistics import LatentStatistics, statistics_for
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json
 from tests.unit.data.curated_folder import write_curated
@@ -46,27 +46,25 @@ def base(folder: Path, **fields: object) -> str:
 
 def test_each_kind_has_those_of_its_first_cache() -> None:
     found = statistics_for((VIDEO, PICTURE, LATER))
-    assert (found.video, found.image) == (FROM_VIDEO, FROM_PICTURE)
-    assert found.of_frames(1) == FROM_PICTURE
-    assert found.of_frames(3) == FROM_VIDEO
+    assert (found.of(1), found.of(3)) == (FROM_PICTURE, FROM_VIDEO)
     assert found.card_fields() == {
         "latent_mean": (1.0, 2.0),
         "latent_std": (3.0, 4.0),
         "image_latent_mean": (5.0, 6.0),
         "image_latent_std": (7.0, 8.0),
     }
-    assert statistics_for((PICTURE,)).card_fields() == {"latent_mean": (5.0, 6.0), "latent_std": (7.0, 8.0)}
+    alone = statistics_for((PICTURE,))
+    assert (alone.of(1), alone.image_mean) == (FROM_PICTURE, None)
 
 
 def test_a_base_model_keeps_its_own(tmp_path: Path) -> None:
     videos = {"latent_mean": (0.1, 0.2), "latent_std": (0.3, 0.4)}
-    of_videos = base(tmp_path, **videos)
-    found = statistics_for((VIDEO, PICTURE), of_videos)
-    assert (found.video, found.image) == (((0.1, 0.2), (0.3, 0.4)), FROM_PICTURE)
+    found = statistics_for((VIDEO, PICTURE), base(tmp_path, **videos))
+    assert (found.of(3), found.of(1)) == (((0.1, 0.2), (0.3, 0.4)), FROM_PICTURE)
     of_both = base(tmp_path, **videos, image_latent_mean=(0.5, 0.6), image_latent_std=(0.7, 0.8))
-    found = statistics_for((VIDEO, PICTURE), of_both)
-    assert (found.video, found.image) == (((0.1, 0.2), (0.3, 0.4)), ((0.5, 0.6), (0.7, 0.8)))
-    assert statistics_for((VIDEO,), of_both).image is None
+    for caches in ((VIDEO, PICTURE), (VIDEO,)):
+        found = statistics_for(caches, of_both)
+        assert (found.of(3), found.of(1)) == (((0.1, 0.2), (0.3, 0.4)), ((0.5, 0.6), (0.7, 0.8)))
 
 
 @pytest.mark.parametrize("field", ["tokenizer_fingerprint", "text_encoder"])
@@ -116,12 +114,9 @@ def test_batches_of_pictures_stand_between_those_of_videos(caches: Path) -> None
         # Over its own training split each kind has zero mean and unit variance; the cache stores bf16.
         torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(3), atol=5e-3, rtol=0)
         torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(3), atol=2e-2, rtol=0)
-    fields = module.card_fields()
-    assert fields["image_latent_mean"] != fields["latent_mean"]
-    assert CheckpointCard(model="m", config={}, step=1, command="", **fields).latent_statistics(1) == (
-        fields["image_latent_mean"],
-        fields["image_latent_std"],
-    )
+    card = CheckpointCard(model="m", config={}, step=1, command="", **module.card_fields())
+    found = LatentStatistics.of_card(card)
+    assert found.of(1) == (module.cache_cards[1].latent_mean, module.cache_cards[1].latent_std) != found.of(3)
 
 
 def test_packs_mix_sizes_and_hold_every_sample(caches: Path) -> None:
