@@ -21,6 +21,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
 from nemo_cosmos.diffusion.config import DiTConfig
+from nemo_cosmos.diffusion.recompute import recomputes_module, run_recomputed
 from nemo_cosmos.diffusion.rope import apply_rope
 
 
@@ -93,8 +94,19 @@ class _Attention(MegatronModule):
             tp_group=self.groups.tp,
         )
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return self.linear_proj(self.core_attention(query, key, value, None, attn_mask_type=AttnMaskType.no_mask))[0]
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens_shared: bool = True
+    ) -> torch.Tensor:
+        def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            # Said at each call: a later batch's forward pass may come before this one's recomputation.
+            self.core_attention.share_tokens(tokens_shared)
+            return self.core_attention(query, key, value, None, attn_mask_type=AttnMaskType.no_mask)
+
+        if self.training and recomputes_module(self.config, "core_attn"):
+            attended = run_recomputed(run, query, key, value, config=self.config)
+        else:
+            attended = run(query, key, value)
+        return self.linear_proj(attended)[0]
 
 
 class CosmosSelfAttention(_Attention):
@@ -114,13 +126,23 @@ class CosmosSelfAttention(_Attention):
         super().__init__(config, submodules, layer_number, pg_collection, "self")
         self.linear_qkv = self._column_linear(submodules.linear_qkv, config, config.hidden_size, "qkv", 3)
 
-    def forward(self, x_sBD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """[s, B, D] -> [s, B, D]; `rope` holds cosine and sine [s, 1 or B, 1, H / 2]."""
+    def forward(
+        self, x_sBD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], tokens_shared: bool = True
+    ) -> torch.Tensor:
+        """Attends.
+
+        Args:
+            x_sBD: Hidden states, normed.
+            rope: Cosine and sine [s, 1 or B, 1, H / 2].
+            tokens_shared: Whether the context-parallel ranks share the sequence, or each has one of its own.
+
+        Returns:
+            [s, B, D].
+        """
         qkv = rearrange(self.linear_qkv(x_sBD)[0], "s B (N three H) -> s B N three H", three=3, H=self.head_dim)
         query, key, value = qkv.unbind(dim=3)
-        return self._attend(
-            apply_rope(self.q_layernorm(query), rope), apply_rope(self.k_layernorm(key), rope), value.contiguous()
-        )
+        query, key = apply_rope(self.q_layernorm(query), rope), apply_rope(self.k_layernorm(key), rope)
+        return self._attend(query, key, value.contiguous(), tokens_shared)
 
 
 class CosmosCrossAttention(_Attention):

@@ -21,29 +21,31 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron.core.transformer.utils import sharded_state_dict_default
 from megatron.core.utils import make_viewless_tensor
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from nemo_cosmos.diffusion.adaln import AdaLNLoRA, modulate
 from nemo_cosmos.diffusion.config import DiTConfig, check_layout
-from nemo_cosmos.diffusion.embeddings import (
-    ConditionEmbedder,
-    LearnablePositions,
-    PatchEmbed,
-    UncertaintyHead,
-    linear,
-    unpatchify,
-)
+from nemo_cosmos.diffusion.embeddings import ConditionEmbedder, PatchEmbed, UncertaintyHead, linear, unpatchify
 from nemo_cosmos.diffusion.initialization import initialize_weights, tensor_parallel_axis
-from nemo_cosmos.diffusion.layer_spec import BlockInputs, dit_block_spec
+from nemo_cosmos.diffusion.layer_spec import BlockInputs, DiTBlock, dit_block_spec
+from nemo_cosmos.diffusion.positions import Grid, LearnablePositions, learned_positions, sincos_positions
+from nemo_cosmos.diffusion.recompute import run_blocks
 from nemo_cosmos.diffusion.rope import rope_tables
+from nemo_cosmos.diffusion.stage_input import Conditioning, pack, unpack
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.backend import get_backend
-from nemo_cosmos.parallel.tokens import TokenShard, count_once, gather_tokens, split_tokens, token_shard
+from nemo_cosmos.parallel.fsdp import describe_shard, is_sharded
+from nemo_cosmos.parallel.tokens import (
+    TokenShard,
+    count_once,
+    gather_tokens,
+    join_samples,
+    share_samples,
+    split_tokens,
+    token_shard,
+    without_context,
+)
 
 Fps = float | torch.Tensor | None
-
-_ON_EVERY_STAGE = ("conditioning.", "extra_pos_embedder.")
-"""Modules that each pipeline stage holds a copy of."""
 
 
 class FinalLayer(nn.Module):
@@ -64,8 +66,9 @@ class FinalLayer(nn.Module):
 class CosmosDiT(MegatronModule):
     """The network F of the EDM denoiser, on one pipeline stage.
 
-    Time, actions and positions are embedded anew on every stage from the batch, so that only hidden states cross
-    between stages. Needs Megatron's process groups, also on one rank.
+    Time, actions and learned positions are embedded on the first stage and cross to the others behind the hidden states
+    (see `stage_input.py`). Context-parallel ranks share the tokens of a video, and of images the samples. Needs
+    Megatron's process groups, also on one rank.
 
     Args:
         config: Sizes and layout.
@@ -77,6 +80,9 @@ class CosmosDiT(MegatronModule):
     Raises:
         UserError: The layout cannot hold this model; raised before any weight is allocated.
     """
+
+    fsdp_units = (DiTBlock, UncertaintyHead)
+    """What `parallel.fsdp` gathers as one: the head too, since it runs apart from the rest."""
 
     def __init__(
         self,
@@ -99,9 +105,9 @@ class CosmosDiT(MegatronModule):
 
         if pre_process:
             self.x_embedder = PatchEmbed(config)
-        self.conditioning = ConditionEmbedder(config, backend)
-        if config.extra_pos_embed == "learnable":
-            self.extra_pos_embedder = LearnablePositions(config)
+            self.conditioning = ConditionEmbedder(config, backend)
+            if config.extra_pos_embed == "learnable":
+                self.extra_pos_embedder = LearnablePositions(config)
         self.layer_offset = get_transformer_layer_offset(config, vp_stage, groups.pp.rank())
         num_layers = get_num_layers_to_build(config, vp_stage, groups.pp.rank())
         spec = dit_block_spec(backend)
@@ -119,7 +125,7 @@ class CosmosDiT(MegatronModule):
             groups=groups,
             draw=config.perform_initialization,
         )
-        self._mark_replicated_parameters()
+        self._mark_sequence_parallel()
 
     def forward(
         self,
@@ -149,21 +155,41 @@ class CosmosDiT(MegatronModule):
         Raises:
             UserError: A size does not fit the model or the layout.
         """
+        inputs = (x_BCTHW, timesteps_B, crossattn_emb_BLD, fps, padding_mask_B1HW, condition_mask_B1THW, actions_BTA)
+        cp, num_samples = self.groups.cp, len(x_BCTHW)
+        if cp.size() == 1 or x_BCTHW.shape[2] > 1:
+            return self._forward(self.groups, *inputs)
+        own = (share_samples(x, num_samples, cp) for x in inputs)
+        output = self._forward(without_context(self.groups), *own)
+        return join_samples(output, num_samples, cp) if self.post_process else output
+
+    def _forward(
+        self,
+        groups: ProcessGroupCollection,
+        x_BCTHW: torch.Tensor,
+        timesteps_B: torch.Tensor,
+        text_BLD: torch.Tensor,
+        fps: Fps,
+        padding_mask_B1HW: torch.Tensor | None,
+        condition_mask_B1THW: torch.Tensor | None,
+        actions_BTA: torch.Tensor | None,
+    ) -> torch.Tensor:
         grid = self.config.token_grid(tuple(x_BCTHW.shape[2:]))
         sequence_parallel = self.config.sequence_parallel
-        shard = token_shard(grid[0] * grid[1] * grid[2], self.groups, sequence_parallel=sequence_parallel)
-        self.conditioning.check_actions(actions_BTA, len(x_BCTHW), x_BCTHW.shape[2])
-        inputs = self._block_inputs(timesteps_B, crossattn_emb_BLD, grid, shard, fps, actions_BTA)
+        shard = token_shard(grid[0] * grid[1] * grid[2], groups, sequence_parallel=sequence_parallel)
+        frames = _frames_of(shard, grid)
         if self.pre_process:
             patches_SBP = self.x_embedder.tokens(x_BCTHW, condition_mask_B1THW, padding_mask_B1HW)
-            hidden = self.x_embedder(split_tokens(patches_SBP, self.groups, sequence_parallel=sequence_parallel))
+            hidden = self.x_embedder(split_tokens(patches_SBP, groups, sequence_parallel=sequence_parallel))
+            conditioning = self._condition(timesteps_B, actions_BTA, x_BCTHW.shape, grid, frames)
         else:
-            hidden = self.input_tensor
-        for index, block in enumerate(self.blocks):
-            hidden = self._run_block(index, block, hidden, inputs)
+            num_groups = 1 if actions_BTA is None else frames.stop - frames.start
+            hidden, conditioning = unpack(self.input_tensor, len(shard), num_groups)
+        inputs = self._block_inputs(conditioning, text_BLD, groups, grid, shard, frames, fps)
+        hidden = run_blocks(list(self.blocks), hidden, inputs, config=self.config)
         if not self.post_process:
-            return make_viewless_tensor(hidden, requires_grad=True, keep_graph=True)
-        patches_SBP = gather_tokens(self.final_layer(hidden, inputs), self.groups, sequence_parallel=sequence_parallel)
+            return make_viewless_tensor(pack(hidden, conditioning), requires_grad=True, keep_graph=True)
+        patches_SBP = gather_tokens(self.final_layer(hidden, inputs), groups, sequence_parallel=sequence_parallel)
         return unpatchify(patches_SBP, grid, self.config.patch_size)
 
     def logvar(self, timesteps_B: torch.Tensor) -> torch.Tensor:
@@ -174,52 +200,53 @@ class CosmosDiT(MegatronModule):
         """Takes the hidden states that the previous pipeline stage sent; called by Megatron's schedules."""
         self.input_tensor = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
 
+    def _condition(
+        self, timesteps_B: torch.Tensor, actions_BTA: torch.Tensor | None, shape: torch.Size, grid: Grid, frames: slice
+    ) -> Conditioning:
+        self.conditioning.check_actions(actions_BTA, shape[0], shape[2])
+        emb_FBD, shared_FBC = self.conditioning(timesteps_B, actions_BTA, frames)
+        learned = self.config.extra_pos_embed == "learnable"
+        return Conditioning(
+            emb_FBD=emb_FBD,
+            shared_FBC=shared_FBC,
+            position_rows_RD=self.extra_pos_embedder(grid, frames) if learned else None,
+        )
+
     def _block_inputs(
         self,
-        timesteps_B: torch.Tensor,
+        conditioning: Conditioning,
         text_BLD: torch.Tensor,
-        grid: tuple[int, int, int],
+        groups: ProcessGroupCollection,
+        grid: Grid,
         shard: TokenShard,
+        frames: slice,
         fps: Fps,
-        actions_BTA: torch.Tensor | None,
     ) -> BlockInputs:
-        if text_BLD.ndim != 3 or text_BLD.shape[-1] != self.config.crossattn_emb_channels:
-            expected = f"[batch, tokens, {self.config.crossattn_emb_channels}]"
+        config = self.config
+        if text_BLD.ndim != 3 or text_BLD.shape[-1] != config.crossattn_emb_channels:
+            expected = f"[batch, tokens, {config.crossattn_emb_channels}]"
             raise user_error(
                 "crossattn_emb_BLD", tuple(text_BLD.shape), expected, "Use the encoder it was trained with."
             )
-        per_frame = grid[1] * grid[2]
-        frames = slice(shard.start // per_frame, (shard.stop - 1) // per_frame + 1)
-        emb_FBD, shared_FBC = self.conditioning(timesteps_B, actions_BTA, frames)
-        positions = self.extra_pos_embedder(grid, shard, frames) if self.config.extra_pos_embed else None
+        emb_FBD, device = conditioning.emb_FBD, text_BLD.device
+        positions = None
+        if conditioning.position_rows_RD is not None:
+            positions = learned_positions(conditioning.position_rows_RD, grid, shard, frames)
+        elif config.extra_pos_embed == "sincos":
+            positions = sincos_positions(grid, config.hidden_size, (shard.start, shard.stop), emb_FBD.dtype, device)
         # Linear layers gather what sequence parallelism splits: attention sees the whole context-parallel piece.
-        attended = token_shard(shard.total, self.groups, sequence_parallel=False)
-        rope = rope_tables(
-            grid,
-            self.config.kv_channels,
-            self.config.rope_ratio,
-            _frame_steps(fps, self.config.base_fps),
-            (attended.start, attended.stop),
-            text_BLD.device,
-        )
+        attended = token_shard(shard.total, groups, sequence_parallel=False)
+        steps = _frame_steps(fps, config.base_fps)
+        rope = rope_tables(grid, config.kv_channels, config.rope_ratio, steps, (attended.start, attended.stop), device)
         return BlockInputs(
             emb_FBD=emb_FBD,
-            shared_FBC=shared_FBC,
-            tokens_per_frame=_uneven_frames(shard, per_frame, frames, text_BLD.device) if len(emb_FBD) > 1 else None,
+            shared_FBC=conditioning.shared_FBC,
+            tokens_per_frame=_uneven_frames(shard, grid, frames, device) if len(emb_FBD) > 1 else None,
             text_LBC=rearrange(text_BLD, "B L C -> L B C").to(emb_FBD.dtype).contiguous(),
             rope=rope,
             positions_s1D=positions,
+            tokens_shared=groups.cp.size() > 1,
         )
-
-    def _run_block(self, index: int, block: nn.Module, hidden: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
-        config = self.config
-        recompute = config.recompute_granularity == "full" and torch.is_grad_enabled()
-        if recompute and config.recompute_method == "block":
-            recompute = index < config.recompute_num_layers
-        if not recompute:
-            return block(hidden, inputs)
-        # No random numbers are drawn in a block, so there is no random state to keep.
-        return checkpoint(block, hidden, inputs, use_reentrant=False, preserve_rng_state=config.attention_dropout > 0)
 
     def global_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters and buffers under the names they have on one rank."""
@@ -229,19 +256,12 @@ class CosmosDiT(MegatronModule):
                 name = f"blocks.{self.layer_offset + int(index)}.{rest}"
             yield name, tensor
 
-    def _mark_replicated_parameters(self) -> None:
-        """Sets the marks by which Megatron adds up gradients and counts each parameter once in the gradient norm."""
-        first_copy = self.groups.pp.rank() == 0 and not self.vp_stage
+    def _mark_sequence_parallel(self) -> None:
+        """Marks the parameters whose gradients Megatron adds up over the ranks that split the tokens."""
         for name, parameter in self.named_parameters():
             # The uncertainty head sees the same numbers on every rank; all else sees this rank's tokens only.
             if tensor_parallel_axis(name) is None and not name.startswith("logvar_head."):
                 parameter.sequence_parallel = self.config.sequence_parallel
-            if name.startswith(_ON_EVERY_STAGE):
-                parameter.pipeline_parallel = True
-                parameter.shared = not first_copy
-                # The distributed optimizer cuts its buckets over the data-parallel ranks before the stages add up their
-                # gradients: only in a bucket of its own, which this mark asks for, is a copy cut alike on every stage.
-                parameter.shared_embedding = self.groups.pp.size() > 1
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -250,22 +270,17 @@ class CosmosDiT(MegatronModule):
         sharded: ShardedStateDict = {}
         for name, module in self.named_children():
             if name != "blocks":
-                part = sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata)
-                if f"{name}." in _ON_EVERY_STAGE:
-                    self._number_copies(part)
-                sharded.update(part)
+                sharded.update(sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata))
         for index, block in enumerate(self.blocks):
             local = f"{prefix}blocks.{index}."
             part = sharded_state_dict_default(block, local, sharded_offsets, metadata)
             replace_prefix_for_sharding(part, local, f"{prefix}blocks.{self.layer_offset + index}.")
             sharded.update(part)
+        for (name, parameter), (global_name, _) in zip(self.named_parameters(), self.global_tensors(), strict=False):
+            if is_sharded(parameter):
+                axis = tensor_parallel_axis(name)
+                sharded[prefix + name] = describe_shard(prefix + global_name, parameter, axis, self.groups)
         return sharded
-
-    def _number_copies(self, part: ShardedStateDict) -> None:
-        """Tells the copies on the pipeline stages apart, so that the first alone is written."""
-        copy_number = (self.vp_stage or 0) * self.groups.pp.size() + self.groups.pp.rank()
-        for entry in part.values():
-            entry.replica_id = (copy_number, *entry.replica_id[1:])
 
 
 def _frame_steps(fps: Fps, base_fps: float) -> tuple[float, ...]:
@@ -279,8 +294,15 @@ def _frame_steps(fps: Fps, base_fps: float) -> tuple[float, ...]:
     return steps[:1] if len(set(steps)) == 1 else steps
 
 
-def _uneven_frames(shard: TokenShard, per_frame: int, frames: slice, device: torch.device) -> torch.Tensor | None:
+def _frames_of(shard: TokenShard, grid: Grid) -> slice:
+    """Latent frames that this rank's tokens belong to."""
+    per_frame = grid[1] * grid[2]
+    return slice(shard.start // per_frame, (shard.stop - 1) // per_frame + 1)
+
+
+def _uneven_frames(shard: TokenShard, grid: Grid, frames: slice, device: torch.device) -> torch.Tensor | None:
     """Tokens of this rank in each frame it touches; None where it holds whole frames."""
+    per_frame = grid[1] * grid[2]
     if shard.start % per_frame == 0 and shard.stop % per_frame == 0:
         return None
     edges = [min(max(frame * per_frame, shard.start), shard.stop) for frame in range(frames.start, frames.stop + 1)]
