@@ -9,14 +9,20 @@ short one, and checkpoints describe uneven pieces wrongly. Here a weight is cut 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.dist_checkpointing import optimizer as optimizer_checkpoints
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
 from megatron.core.distributed.data_parallel_base import _BaseDataParallel
 from megatron.core.distributed.distributed_data_parallel_config import DistributedDataParallelConfig
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.optimizer import param_group_identifier_keys
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
@@ -74,9 +80,6 @@ class FullyShardedDataParallel(_BaseDataParallel):
             for mark, value in marks[name].items():  # by which Megatron knows what to add up and what to count once
                 setattr(parameter, mark, value)
         module.register_load_state_dict_pre_hook(_shard_loaded)
-        # Megatron finds a weight's optimizer state by the identity of the weight's piece, which torch makes anew each
-        # time it is asked for.
-        optimizer_checkpoints.to_local_if_dtensor = local_shard
 
 
 def shard_axis(name: str, parameter: torch.Tensor, num_pieces: int) -> int:
@@ -133,20 +136,78 @@ def describe_shard(
     )
 
 
-def shard_loaded_state(state: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-    """Makes fully sharded tensors of the shards that a checkpoint gave for an optimizer, in place.
+def write_as_distributed_optimizer(optimizer: MegatronOptimizer) -> None:
+    """Lets the optimizer of a fully sharded model read and write the checkpoints of Megatron's distributed optimizer.
 
-    Args:
-        state: Of Megatron's float32 or bf16 optimizer, as loaded.
-        parameters: Of that optimizer, in its order.
+    Those (`fully_reshardable`) hold Adam's states in the shapes of the weights, so that any layout can go on from any.
     """
-    inner = state.get("optimizer", state)
-    for index, moments in inner["state"].items():
-        if isinstance(index, int):  # else a step that all parameters share
-            inner["state"][index] = {name: _shard_as(parameters[index], moment) for name, moment in moments.items()}
-    for group in state.get("fp32_from_fp16_params", []):
-        for place, master in enumerate(group):
-            group[place] = _shard_as(parameters[0], master)
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        part.sharded_state_dict = functools.partial(_sharded_optimizer_state, part)
+        part.load_state_dict = functools.partial(_load_optimizer_state, part)
+
+
+def _sharded_optimizer_state(
+    optimizer: MegatronOptimizer,
+    model_state: ShardedStateDict,
+    is_loading: bool = False,
+    metadata: dict[str, Any] | None = None,
+) -> ShardedStateDict:
+    adam = optimizer.optimizer
+    if is_loading and not adam.state:
+        for main in optimizer.get_parameters():
+            moments = {name: torch.zeros_like(main) for name in ("exp_avg", "exp_avg_sq")}
+            adam.state[main] = {"step": torch.tensor(0.0), **moments}
+    entries = {id(entry.data): entry for entry in nested_values(model_state) if isinstance(entry, ShardedTensor)}
+    states = {}
+    for index, (weight, main) in enumerate(_weights_and_mains(optimizer)):
+        entry = entries[id(local_shard(weight))]
+        states[index] = {
+            name: dataclasses.replace(
+                entry, key=f"optimizer.state.{name}.{entry.key}", data=local_shard(tensor), dtype=tensor.dtype
+            )
+            for name, tensor in _tensors_of(adam, main).items()
+        }
+    steps = {float(state["step"]) for state in adam.state.values() if "step" in state}
+    step = {"step": steps.pop()} if steps else {}
+    groups = [{**group, **step} for group in adam.param_groups]
+    for group in groups:
+        del group["params"]
+    return {
+        "optimizer": {"param_groups": groups},
+        "param_state": states,
+        "param_state_sharding_type": "fully_reshardable",
+    }
+
+
+@torch.no_grad()
+def _load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    adam = optimizer.optimizer
+    kinds = {_kind(group): group for group in loaded["optimizer"]["param_groups"]}
+    for group in adam.param_groups:
+        saved = kinds[_kind(group)]
+        group.update({name: saved[name] for name in group if name != "params" and name in saved})
+    for index, (_, main) in enumerate(_weights_and_mains(optimizer)):
+        for name, tensor in _tensors_of(adam, main).items():
+            local_shard(tensor).copy_(loaded["param_state"][index][name])
+        if "step" in adam.state[main]:
+            adam.state[main]["step"].fill_(next(iter(kinds.values()))["step"])
+
+
+def _weights_and_mains(optimizer: MegatronOptimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The model's weights, and what Adam works on: their float32 masters, or the weights themselves."""
+    halves = itertools.chain.from_iterable(getattr(optimizer, "float16_groups", []))
+    masters = itertools.chain.from_iterable(getattr(optimizer, "fp32_from_float16_groups", []))
+    weight_of = dict(zip(masters, halves, strict=True))
+    return ((weight_of.get(main, main), main) for main in optimizer.get_parameters())
+
+
+def _tensors_of(adam: torch.optim.Optimizer, main: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"param": main.detach(), **{name: tensor for name, tensor in adam.state[main].items() if name != "step"}}
+
+
+def _kind(group: dict[str, Any]) -> tuple:
+    # NeMo puts "pre_" before the names that it has applied.
+    return tuple(group.get(key, group.get(f"pre_{key}")) for key in param_group_identifier_keys)
 
 
 def _shard_loaded(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

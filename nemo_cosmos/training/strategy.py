@@ -21,7 +21,7 @@ from nemo.lightning.pytorch.strategies.utils import ckpt_to_dir, init_model_para
 from torch import nn
 
 from nemo_cosmos.parallel import cpu
-from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, shard_loaded_state
+from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, write_as_distributed_optimizer
 from nemo_cosmos.parallel.startup import check_layout, end_model_parallel, save_checkpoints_in_process, seed_ranks
 
 
@@ -120,6 +120,8 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         """Makes the optimizers of a fit. NeMo's own expects them in a validation too, where Lightning makes none."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().setup_optimizers(trainer)
+            for optimizer in self.optimizers if self.torch_fsdp else ():
+                write_as_distributed_optimizer(optimizer.mcore_optimizer)
 
     def training_step(self, dataloader_iter: Iterator, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401 - as NeMo's
         """Forward and backward of one global batch; logs the loss."""
@@ -170,8 +172,6 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
             super().load_optimizer_state_dict(checkpoint, selective_restore)
         elif self.should_restore_optimizer_states(selective_restore=selective_restore):
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
-                if self.torch_fsdp:
-                    shard_loaded_state(state, optimizer.mcore_optimizer.get_parameters())
                 optimizer.load_state_dict(state)
 
     def _seed_step(self, step: int) -> None:

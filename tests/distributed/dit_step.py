@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.initialization import tensor_parallel_axis
 from nemo_cosmos.diffusion.model import CosmosDiT
-from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel
+from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, write_as_distributed_optimizer
 from nemo_cosmos.parallel.stages import stage_ends
 
 NUM_MICROBATCHES = 2
@@ -235,6 +235,8 @@ def train_one_step(layout: Layout, whole_shapes: dict[str, torch.Size]) -> Step:
         ),
         wrapped,
     )
+    if layout.fsdp:
+        write_as_distributed_optimizer(optimizer)
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     own = range(parallel_state.get_data_parallel_rank(), NUM_MICROBATCHES, layout.data)
