@@ -150,7 +150,7 @@ class CosmosDiT(MegatronModule):
             actions_BTA: [B, T, action_dim * action_frames_per_latent], or None.
 
         Returns:
-            B C T H W on the last pipeline stage, hidden states s B D on others.
+            B C T H W on the last pipeline stage; on others what the next one takes (see `stage_input.py`).
 
         Raises:
             UserError: A size does not fit the model or the layout.

@@ -69,13 +69,13 @@ class FullyShardedDataParallel(_BaseDataParallel):
         marks = {name: dict(vars(parameter)) for name, parameter in module.named_parameters()}
         precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if ddp_config.grad_reduce_in_fp32 else None)
         units = [part for part in module.modules() if isinstance(part, module.fsdp_units)]
+        mesh = DeviceMesh.from_group(group, current_device().type)
         for unit in (*units, module):
             fully_shard(
-                unit,
-                mesh=DeviceMesh.from_group(group, current_device().type),
-                shard_placement_fn=lambda parameter: Shard(axes[parameter]),
-                mp_policy=precision,
+                unit, mesh=mesh, shard_placement_fn=lambda parameter: Shard(axes[parameter]), mp_policy=precision
             )
+            # gloo takes no averages: then gradients are summed and divided.
+            unit.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")
         for name, parameter in module.named_parameters():
             for mark, value in marks[name].items():  # by which Megatron knows what to add up and what to count once
                 setattr(parameter, mark, value)
