@@ -45,7 +45,8 @@ class FullyShardedDataParallel(_BaseDataParallel):
         **_: Megatron's DDP has further arguments.
 
     Raises:
-        UserError: A weight cannot be cut into so many pieces, or the pipeline has several stages.
+        UserError: A weight cannot be cut into so many pieces, the pipeline has several stages, or the model does not say
+            what its units are.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class FullyShardedDataParallel(_BaseDataParallel):
         axes = {parameter: shard_axis(name, parameter, group.size()) for name, parameter in module.named_parameters()}
         marks = {name: dict(vars(parameter)) for name, parameter in module.named_parameters()}
         precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if ddp_config.grad_reduce_in_fp32 else None)
-        units = [part for part in module.modules() if isinstance(part, module.fsdp_units)]
+        units = [part for part in module.modules() if isinstance(part, _unit_types(module))]
         mesh = DeviceMesh.from_group(group, current_device().type)
         for unit in (*units, module):
             fully_shard(
@@ -80,6 +81,14 @@ class FullyShardedDataParallel(_BaseDataParallel):
             for mark, value in marks[name].items():  # by which Megatron knows what to add up and what to count once
                 setattr(parameter, mark, value)
         module.register_load_state_dict_pre_hook(_shard_loaded)
+
+
+def _unit_types(module: nn.Module) -> tuple[type[nn.Module], ...]:
+    while hasattr(module, "module"):  # Megatron's wrapper of bf16 models
+        module = module.module
+    if not hasattr(module, "fsdp_units"):
+        raise user_error("fsdp", type(module).__name__, "a diffusion model", "Use the distributed optimizer instead.")
+    return module.fsdp_units
 
 
 def shard_axis(name: str, parameter: torch.Tensor, num_pieces: int) -> int:
