@@ -45,8 +45,8 @@ class FullyShardedDataParallel(_BaseDataParallel):
         **_: Megatron's DDP has further arguments.
 
     Raises:
-        UserError: A weight cannot be cut into so many pieces, the pipeline has several stages, or the model does not say
-            what its units are.
+        UserError: A weight cannot be cut into so many pieces, the pipeline has several stages, or the model does not
+            say what its units are.
     """
 
     def __init__(
