@@ -22,6 +22,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
 from nemo_cosmos.diffusion.config import DiTConfig
+from nemo_cosmos.diffusion.recompute import recomputes_module, run_recomputed
 from nemo_cosmos.diffusion.rope import apply_rope
 
 
@@ -95,14 +96,30 @@ class _Attention(MegatronModule):
         )
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, limits: PackedSeqParams | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        limits: PackedSeqParams | None,
+        tokens_shared: bool = True,
     ) -> torch.Tensor:
-        if limits is not None:  # as in Megatron, whose kernels know packed sequences without a batch axis
+        def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            # Said at each call: a later batch's forward pass may come before this one's recomputation.
+            self.core_attention.share_tokens(tokens_shared)
+            if limits is None:
+                return self.core_attention(query, key, value, None, attn_mask_type=AttnMaskType.no_mask)
+            # As in Megatron, whose kernels know packed sequences without a batch axis.
             query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
-        out = self.core_attention(
-            query, key, value, None, attn_mask_type=AttnMaskType.no_mask, packed_seq_params=limits
-        )
-        return self.linear_proj(out if limits is None else out.reshape(len(out), 1, -1))[0]
+            out = self.core_attention(
+                query, key, value, None, attn_mask_type=AttnMaskType.no_mask, packed_seq_params=limits
+            )
+            return out.reshape(len(out), 1, -1)
+
+        if self.training and recomputes_module(self.config, "core_attn"):
+            attended = run_recomputed(run, query, key, value, config=self.config)
+        else:
+            attended = run(query, key, value)
+        return self.linear_proj(attended)[0]
 
 
 class CosmosSelfAttention(_Attention):
@@ -123,13 +140,27 @@ class CosmosSelfAttention(_Attention):
         self.linear_qkv = self._column_linear(submodules.linear_qkv, config, config.hidden_size, "qkv", 3)
 
     def forward(
-        self, x_sBD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], limits: PackedSeqParams | None = None
+        self,
+        x_sBD: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        limits: PackedSeqParams | None = None,
+        tokens_shared: bool = True,
     ) -> torch.Tensor:
-        """[s, B, D] -> [s, B, D]; `rope` holds cosine and sine [s, 1 or B, 1, H / 2], `limits` bounds packed clips."""
+        """Attends.
+
+        Args:
+            x_sBD: Hidden states, normed.
+            rope: Cosine and sine [s, 1 or B, 1, H / 2].
+            limits: Bounds of packed clips.
+            tokens_shared: Whether the context-parallel ranks share the sequence, or each has one of its own.
+
+        Returns:
+            [s, B, D].
+        """
         qkv = rearrange(self.linear_qkv(x_sBD)[0], "s B (N three H) -> s B N three H", three=3, H=self.head_dim)
         query, key, value = qkv.unbind(dim=3)
         query, key = apply_rope(self.q_layernorm(query), rope), apply_rope(self.k_layernorm(key), rope)
-        return self._attend(query, key, value.contiguous(), limits)
+        return self._attend(query, key, value.contiguous(), limits, tokens_shared)
 
 
 class CosmosCrossAttention(_Attention):

@@ -18,6 +18,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from nemo_cosmos.diffusion.adaln import AdaLNLoRA, add_gated, modulate
 from nemo_cosmos.diffusion.attention import CosmosCrossAttention, CosmosSelfAttention, CrossAttentionSubmodules
 from nemo_cosmos.diffusion.config import DiTConfig
+from nemo_cosmos.diffusion.recompute import recomputes_module, run_recomputed
 from nemo_cosmos.parallel.backend import Backend
 
 
@@ -36,7 +37,9 @@ class BlockInputs:
     rope: tuple[torch.Tensor, torch.Tensor]
     """Cosine and sine of the rotary angles."""
     positions_s1D: torch.Tensor | None
-    """Learned positions added at every block's input."""
+    """Positions added at every block's input."""
+    tokens_shared: bool
+    """Whether the context-parallel ranks share the sequence."""
     limits: tuple[PackedSeqParams | None, PackedSeqParams | None] = (None, None)
     """Bounds of packed clips, for self-attention and for cross-attention."""
 
@@ -95,13 +98,23 @@ class DiTBlock(MegatronModule):
         if inputs.positions_s1D is not None:
             x_sBD = x_sBD + inputs.positions_s1D
         shift, scale, gate = inputs.modulation(self.adaln_self_attention)
-        attended = self.self_attention(modulate(x_sBD, shift, scale, eps), inputs.rope, inputs.limits[0])
+        attended = self.self_attention(
+            modulate(x_sBD, shift, scale, eps), inputs.rope, inputs.limits[0], inputs.tokens_shared
+        )
         x_sBD = add_gated(x_sBD, gate, attended)
         shift, scale, gate = inputs.modulation(self.adaln_cross_attention)
         attended = self.cross_attention(modulate(x_sBD, shift, scale, eps), inputs.text_LBC, inputs.limits[1])
         x_sBD = add_gated(x_sBD, gate, attended)
         shift, scale, gate = inputs.modulation(self.adaln_mlp)
-        return add_gated(x_sBD, gate, self.mlp(modulate(x_sBD, shift, scale, eps))[0])
+        return add_gated(x_sBD, gate, self._mlp(modulate(x_sBD, shift, scale, eps)))
+
+    def _mlp(self, x_sBD: torch.Tensor) -> torch.Tensor:
+        def run(x_sBD: torch.Tensor) -> torch.Tensor:
+            return self.mlp(x_sBD)[0]
+
+        if self.training and recomputes_module(self.config, "mlp"):
+            return run_recomputed(run, x_sBD, config=self.config)
+        return run(x_sBD)
 
 
 def dit_block_spec(backend: Backend) -> ModuleSpec:

@@ -165,7 +165,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             config,
             config.tensor_model_parallel_size,
             config.pipeline_model_parallel_size,
-            config.context_parallel_size,
+            config.context_parallel_size if size[0] > 1 else 1,  # of images the ranks share the samples
             num_tokens,
         )
         return num_tokens

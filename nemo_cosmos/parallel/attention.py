@@ -5,8 +5,8 @@ N = query heads, G = key/value heads (of this tensor-parallel rank), H = channel
 
 Under context parallelism the ranks hold contiguous pieces of the sequence (see `tokens.py`). Self-attention exchanges
 heads for tokens by all-to-all (DeepSpeed Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n;
-otherwise each rank keeps its queries and gathers all keys and values. Cross-attention exchanges nothing: the text is
-the same on every rank.
+otherwise each rank keeps its queries and either gathers all keys and values or passes them around (see `ring.py`).
+Cross-attention exchanges nothing: the text is the same on every rank.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.ring import ring_attention
 from nemo_cosmos.parallel.tokens import AutogradContext, all_gather_first_axis
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
+_EXCHANGES = ("a2a", "all_gather", "p2p")
 
 
 class SDPACoreAttention(MegatronModule):
@@ -37,7 +39,8 @@ class SDPACoreAttention(MegatronModule):
         attention_type: `self` or `cross`.
         attention_dropout: Probability; `config.attention_dropout` where None.
         softmax_scale: Factor on the scores; 1 / sqrt(H) where None.
-        cp_comm_type: `a2a`, `all_gather`, or None to choose by the number of heads.
+        cp_comm_type: `a2a` (over heads), `all_gather` (of keys), `p2p` (a ring), or None: `a2a` where the heads divide,
+            else `all_gather`.
         pg_collection: Process groups; `cp` is used.
     """
 
@@ -53,15 +56,22 @@ class SDPACoreAttention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        if cp_comm_type not in (None, "a2a", "all_gather"):
-            raise user_error("cp_comm_type", cp_comm_type, "'a2a', 'all_gather' or None", "Only these run without TE.")
+        if cp_comm_type not in (None, *_EXCHANGES):
+            raise user_error("cp_comm_type", cp_comm_type, f"one of {_EXCHANGES} or None", "Only these run without TE.")
         groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["cp"])
-        self.exchanges = attention_type == "self" and groups.cp is not None and groups.cp.size() > 1
-        self.group = groups.cp
         self.attn_mask_type = attn_mask_type
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
         self.cp_comm_type = cp_comm_type
+        self.group = groups.cp
+        self.may_exchange = attention_type == "self" and groups.cp is not None and groups.cp.size() > 1
+        self.exchanges = self.may_exchange
+        if self.exchanges and cp_comm_type == "p2p" and self.dropout > 0:
+            raise user_error("attention_dropout", self.dropout, "0 with cp_comm_type 'p2p'", "Use 'all_gather'.")
+
+    def share_tokens(self, shared: bool) -> None:
+        """Says whether the context-parallel ranks share the next sequence, or each has one of its own."""
+        self.exchanges = shared and self.may_exchange
 
     def forward(
         self,
@@ -95,6 +105,8 @@ class SDPACoreAttention(MegatronModule):
             return self._attend_packed(query, key, value, causal, packed_seq_params)
         if not self.exchanges:
             return self._attend(query, key, value, causal)
+        if self.cp_comm_type == "p2p":
+            return ring_attention(query, key, value, self.group, causal=causal, scale=self.softmax_scale)
         if self._by_heads(query.shape[2]):
             return self._attend_over_heads(query, key, value, causal)
         key, value = (_GatherKeys.apply(x, self.group) for x in (key, value))
@@ -117,7 +129,7 @@ class SDPACoreAttention(MegatronModule):
                 "cp_comm_type",
                 "a2a",
                 f"heads per rank ({num_heads}) divisible by the context-parallel size {self.group.size()}",
-                "Use 'all_gather', or another layout.",
+                "Use 'p2p' or 'all_gather', or another layout.",
             )
         return divides and self.cp_comm_type != "all_gather"
 

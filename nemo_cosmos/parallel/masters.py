@@ -15,6 +15,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import nn
 
 from nemo_cosmos.parallel.device import current_device
+from nemo_cosmos.parallel.fsdp import local_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,10 @@ class MasterShard:
 
 def master_shards(
     chunks: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer]
-) -> dict[nn.Parameter, MasterShard]:
+) -> dict[torch.Tensor, MasterShard]:
     """Finds this rank's piece of each parameter that is trained, in an order that all ranks share.
+
+    Of fully sharded parameters this rank's shards stand for the whole, also as keys.
 
     Args:
         chunks: The model's, as Megatron wraps them.
@@ -67,7 +70,7 @@ def master_shards(
         for distributed in _distributed(getattr(optimizer, "mcore_optimizer", None)):
             shards |= _shards_of(distributed)
     return {
-        parameter: shards.get(parameter) or _whole(parameter)
+        local_shard(parameter): shards.get(parameter) or _whole(parameter)
         for chunk in chunks
         for parameter in chunk.parameters()
         if parameter.requires_grad
@@ -109,5 +112,5 @@ def _shards_of(optimizer: DistributedOptimizer) -> dict[nn.Parameter, MasterShar
 
 def _whole(parameter: nn.Parameter) -> MasterShard:
     master = getattr(parameter, "main_param", None)  # set by Megatron's optimizer of 16-bit weights
-    values = parameter if master is None else master
-    return MasterShard(values=values.detach().reshape(-1), start=0, shape=parameter.shape, group=None)
+    values = local_shard(parameter if master is None else master).detach()
+    return MasterShard(values=values.view(-1), start=0, shape=values.shape, group=None)

@@ -12,7 +12,6 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from nemo.utils.model_utils import unwrap_model
-from torch import nn
 
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.parallel.masters import MasterShard, master_shards
@@ -49,8 +48,8 @@ class EMA(pl.Callback):
             raise user_error("EMA power", power, "0 or more", "Use 6.94 for a width of 10% of the training.")
         self._decay = decay
         self._power = power
-        self._shards: dict[nn.Parameter, MasterShard] = {}
-        self._shadow: dict[nn.Parameter, torch.Tensor] = {}
+        self._shards: dict[torch.Tensor, MasterShard] = {}
+        self._shadow: dict[torch.Tensor, torch.Tensor] = {}
 
     def decay_at(self, step: int) -> float:
         """The decay of the update after optimizer step `step`, which counts from 1."""
@@ -93,8 +92,8 @@ class EMA(pl.Callback):
                 self._shadow[parameter].copy_(self._shards[parameter].cut(loaded[name]))
 
     def _described(
-        self, trainer: pl.Trainer, joined: dict[nn.Parameter, torch.Tensor | None]
-    ) -> Iterator[tuple[str, Any, nn.Parameter | None]]:
+        self, trainer: pl.Trainer, joined: dict[torch.Tensor, torch.Tensor | None]
+    ) -> Iterator[tuple[str, Any, torch.Tensor | None]]:
         """The average, described as the model describes its weights and under the same names.
 
         Args:
