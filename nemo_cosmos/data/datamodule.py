@@ -17,6 +17,7 @@ from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, Shuffle
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
+from nemo_cosmos.tokenizer.statistics import LatentStatistics, Numbers
 
 
 class _MegatronDataModule(pl.LightningDataModule):
@@ -158,22 +159,25 @@ class LatentDataModule(_MegatronDataModule):
         )
 
 
-def _statistics(cache: LatentCacheCard, base_card: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(cache: LatentCacheCard, base_card: str | None) -> tuple[Numbers, Numbers]:
     if base_card is None:
         return cache.latent_mean, cache.latent_std
     base = CheckpointCard.from_dict(read_json(base_card))
-    if base.latent_mean is None or base.latent_std is None:
+    found = LatentStatistics.of_card(base).of(cache.latent_shape[1])
+    if found is None:
         raise user_error("statistics_of", base_card, "the card of a diffusion WFM", "Give its card.json.")
     if base.tokenizer_fingerprint != cache.tokenizer_fingerprint:
         raise UserError(
             f"{base_card}: this model was trained on latents of tokenizer {base.tokenizer_fingerprint}, but the cache "
             f"was written by {cache.tokenizer_fingerprint}. Tokenize again with the model's tokenizer."
         )
-    return base.latent_mean, base.latent_std
+    return found
 
 
 class VideoClipDataModule(_MegatronDataModule):
     """Batches of pixel windows, for the tokenizer; with pictures between them where these are asked for.
+
+    Windows of one frame are pictures, which is what a tokenizer of images takes.
 
     Pictures are every `stride`-th frame of every clip, also of clips that are too short for a window, and so of one
     frame. Validation sees videos only.
@@ -237,6 +241,12 @@ class VideoClipDataModule(_MegatronDataModule):
         if self.pictures_every is not None:
             text += f"; one batch in {self.pictures_every} of single frames, {self.pictures_per_sample} a sample"
         return {"data": text}
+
+    def sample_sizes(self) -> list[tuple[int, int, int]]:
+        """(frames, height, width) of all that training will see."""
+        num_frames, height, width = (self.window[name] for name in ("num_frames", "height", "width"))
+        lengths = [num_frames] if self.pictures_every is None else [num_frames, 1]
+        return [(length, height, width) for length in lengths]
 
     def dataset(self, split: Split) -> Dataset:
         """Pixel windows of one split."""

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nemo_cosmos.parallel import startup
+from nemo_cosmos.parallel.stored_weights import read_whole
 from nemo_cosmos.tokenizer.adversary import STATE_FILE
 from nemo_cosmos.tokenizer.weights import read_tensors
-from nemo_cosmos.training.load import read_whole
 from tests.distributed.launch import run_ranks
 from tests.unit.data.curated_folder import write_curated
 from tests.unit.tokenizer.tiny_stages import adversary, run
