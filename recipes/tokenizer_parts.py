@@ -16,7 +16,8 @@ def tokenizer_model(kind: type, architecture: str, perceptual: run.Config, **wei
     """A model as `run.Config`, or as `run.Partial` for post-training, which makes it once the base has been found."""
     from nemo_cosmos.tokenizer.config import preset
     from nemo_cosmos.tokenizer.losses import LossConfig
-    from nemo_cosmos.tokenizer.step import TokenizerModel, TokenizerModelConfig
+    from nemo_cosmos.tokenizer.model_config import TokenizerModelConfig
+    from nemo_cosmos.tokenizer.step import TokenizerModel
 
     config = run.Config(
         TokenizerModelConfig, architecture=run.Config(preset, architecture), loss=run.Config(LossConfig, **weights)

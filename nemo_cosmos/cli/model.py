@@ -116,7 +116,7 @@ def convert(
     statistics: Annotated[
         Path | None,
         typer.Option(
-            help="JSON with latent_mean and latent_std per channel (or a cache.json, or a card), for the same."
+            help="JSON with latent_mean and latent_std (or a cache.json, or a card), for the same; else the tokenizer's own."
         ),
     ] = None,
     as_json: Json = False,
@@ -126,7 +126,7 @@ def convert(
     Published tokenizers tell their preset by their folder's name or config.json. Pickled code is never run.
 
     Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics. Generation and
-    post-training need both: give them here as --tokenizer and --statistics.
+    post-training need both: give them here as --tokenizer, whose folder may hold the statistics, and --statistics.
     """
     from nemo_cosmos.checkpoints.convert import convert as run
 

@@ -14,7 +14,8 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.post_training import start
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import preset
-from nemo_cosmos.tokenizer.step import TokenizerModel, TokenizerModelConfig
+from nemo_cosmos.tokenizer.model_config import TokenizerModelConfig
+from nemo_cosmos.tokenizer.step import TokenizerModel
 
 
 def write_checkpoint(folder: Path) -> Path:
