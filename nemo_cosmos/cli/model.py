@@ -116,7 +116,7 @@ def convert(
     statistics: Annotated[
         Path | None,
         typer.Option(
-            help="JSON with latent_mean and latent_std (or a cache.json, or a card), for the same; else the tokenizer's own."
+            help="JSON with latent_mean and latent_std (cache.json, or a card), for the same; else the tokenizer's own."
         ),
     ] = None,
     as_json: Json = False,

@@ -29,6 +29,14 @@ class LoadedTokenizer:
     """What its latents are normalised by, where the place tells it."""
 
 
+def is_tokenizer(folder: Path) -> bool:
+    """Tells whether a published, diffusers or our own folder says for certain that it holds a tokenizer."""
+    if not conversion.is_diffusers(folder):
+        return published.config_told_by(folder) is not None
+    config = folder / "config.json"
+    return config.is_file() and read_json(config).get("_class_name") == conversion.DIFFUSERS_CLASS
+
+
 def load(place: str | Path) -> LoadedTokenizer:
     """Loads a tokenizer in evaluation mode, float32.
 
