@@ -29,10 +29,11 @@ from nemo_cosmos.tokenizer import weights as tokenizer_weights
 from nemo_cosmos.tokenizer.config import PRESETS as TOKENIZER_PRESETS
 from nemo_cosmos.tokenizer.config import RELEASED, TokenizerConfig
 from nemo_cosmos.tokenizer.export import Program, export
+from nemo_cosmos.tokenizer.model import Tokenizer
 from nemo_cosmos.tokenizer.statistics import IMAGE_FILE, VIDEO_FILE, LatentStatistics, of_diffusers, read_published
 from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
 
-Target = Literal["nemo", "diffusers", "reference", "safetensors", "torchscript", "torch_export", "onnx"]
+Target = Literal["nemo", "diffusers", "reference", "safetensors", "folder", "torchscript", "torch_export", "onnx"]
 Kind = Literal["tokenizer", "diffusion"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -51,6 +52,7 @@ _OF_LATENTS = (
 _FOLDERS = (
     {"weights", "card.json"},
     {conversion.DIFFUSERS_WEIGHTS, "config.json"},
+    {tokenizer_weights.WEIGHTS_FILE, tokenizer_weights.CONFIG_FILE},
     {"encoder.jit", "decoder.jit", "autoencoder.jit", "config.json"},
     {"encoder.pt2", "decoder.pt2", "config.json"},
     {"encoder.onnx", "decoder.onnx", "config.json"},
@@ -88,8 +90,8 @@ def convert(
         target: A file for `reference` (.pt, .safetensors) and `safetensors` (whole weights under our names with a card
             beside them, as embedded ones), a folder for all others. A file, or a folder that an earlier conversion
             wrote, is replaced.
-        to: The format to write; `torchscript`, `torch_export` and `onnx` take tokenizers alone and write programs that
-            run without this package (`nemo_cosmos.tokenizer.export`).
+        to: The format to write; `folder`, `torchscript`, `torch_export` and `onnx` take tokenizers alone, and the last
+            three write programs that run without this package (`nemo_cosmos.tokenizer.export`).
         preset: The architecture of published and reference weights: a name such as `diffusion_7b` or `CV8x8x8-720p`, or
             a tokenizer's published name such as `Cosmos-Tokenize1-CV8x8x8-720p`. Needed where neither the folder's name
             nor a `config.json` tells it.
@@ -161,6 +163,8 @@ def _write(model: WholeModel, target: Path, to: Target) -> list[str]:
         return _write_diffusers(model, target)
     if to == "reference":
         return _write_reference(model, target)
+    if to == "folder":
+        return _write_folder(model, target)
     if to in get_args(Program):
         return _write_program(model, target, to)
     if to == "nemo":
@@ -291,15 +295,23 @@ def _write_reference(model: WholeModel, path: Path) -> list[str]:
     return _told(model.card)
 
 
+def _write_folder(model: WholeModel, folder: Path) -> list[str]:
+    tokenizer_weights.save(_built_tokenizer(model, "folder"), folder)
+    return _told(model.card)
+
+
 def _write_program(model: WholeModel, folder: Path, to: Program) -> list[str]:
+    statistics = LatentStatistics.of_card(model.card)
+    export(_built_tokenizer(model, to), folder, to=to, statistics=statistics)
+    kept = statistics.card_fields() if to == "torchscript" else {}
+    return [name for name in _told(model.card) if name not in kept]
+
+
+def _built_tokenizer(model: WholeModel, to: Target) -> Tokenizer:
     if model.kind != "tokenizer":
-        raise user_error("--to", to, "a format of diffusion WFMs", "Only tokenizers become programs.")
+        raise user_error("--to", to, "a format of diffusion WFMs", "Only tokenizers are written so.")
     dtypes = {weight.dtype for weight in model.weights.values()}
     if len(dtypes) != 1:
         raise user_error("weights", sorted(map(str, dtypes)), "one dtype", "Choose it: --dtype.")
     config = TokenizerConfig.from_dict(model.card.config)
-    tokenizer = tokenizer_weights.build(config, model.weights, dtype=dtypes.pop())
-    statistics = LatentStatistics.of_card(model.card)
-    export(tokenizer, folder, to=to, statistics=statistics)
-    kept = statistics.card_fields() if to == "torchscript" else {}
-    return [name for name in _told(model.card) if name not in kept]
+    return tokenizer_weights.build(config, model.weights, dtype=dtypes.pop())

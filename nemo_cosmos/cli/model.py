@@ -99,7 +99,7 @@ def convert(
         str,
         typer.Option(
             help="nemo, diffusers, reference, or safetensors (with a card, as embedded); "
-            "of a tokenizer also torchscript (published layout), torch_export, or onnx."
+            "of a tokenizer also folder, torchscript (published layout), torch_export, or onnx."
         ),
     ],
     preset: Annotated[

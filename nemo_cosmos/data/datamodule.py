@@ -127,7 +127,7 @@ class LatentDataModule(_MegatronDataModule):
         self.cache_card = card
         self.samples = card.num_samples["train"]
         self.tokenizer_fingerprint = card.tokenizer_fingerprint
-        self.statistics = _statistics(card, statistics_of)
+        self._known = _statistics(card, statistics_of)
         _, frames, height, width = card.latent_shape
         super().__init__(
             seq_length=frames * (height // patch_spatial) * (width // patch_spatial),
@@ -139,14 +139,19 @@ class LatentDataModule(_MegatronDataModule):
 
     def card_fields(self) -> dict[str, Any]:
         """Where the data came from, and what its latents mean."""
-        mean, std = self.statistics
         return {
             "data": f"latents of {self.samples} windows",
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
-            "latent_mean": mean,
-            "latent_std": std,
+            **self._known.card_fields(),
             "text_encoder": self.cache_card.text_encoder,
         }
+
+    @property
+    def statistics(self) -> tuple[Numbers, Numbers]:
+        """Mean and standard deviation that latents of the cache's length are normalised by."""
+        known = self._known.of(self.cache_card.latent_shape[1])
+        assert known is not None
+        return known
 
     def dataset(self, split: Split) -> Dataset:
         """Latent samples of one split."""
@@ -159,12 +164,12 @@ class LatentDataModule(_MegatronDataModule):
         )
 
 
-def _statistics(cache: LatentCacheCard, base_card: str | None) -> tuple[Numbers, Numbers]:
+def _statistics(cache: LatentCacheCard, base_card: str | None) -> LatentStatistics:
     if base_card is None:
-        return cache.latent_mean, cache.latent_std
+        return LatentStatistics(mean=cache.latent_mean, std=cache.latent_std)
     base = CheckpointCard.from_dict(read_json(base_card))
-    found = LatentStatistics.of_card(base).of(cache.latent_shape[1])
-    if found is None:
+    found = LatentStatistics.of_card(base)
+    if found.mean is None or found.std is None:
         raise user_error("statistics_of", base_card, "the card of a diffusion WFM", "Give its card.json.")
     if base.tokenizer_fingerprint != cache.tokenizer_fingerprint:
         raise UserError(

@@ -44,6 +44,9 @@ def test_a_published_tokenizer_goes_through_nemo_and_back(config: TokenizerConfi
     assert_same(load_tokenizer(tmp_path / "nemo").model.state_dict(), ours)
     convert(tmp_path / "nemo", tmp_path / "a.safetensors", to="safetensors")
     assert_same(read_tensors(tmp_path / "a.safetensors"), ours)
+    convert(tmp_path / "a.safetensors", tmp_path / "ours", to="folder")
+    assert detect(tmp_path / "ours") is Format.FOLDER
+    assert_same(load_tokenizer(tmp_path / "ours").model.state_dict(), ours)
     convert(tmp_path / "a.safetensors", tmp_path / "model.pt", to="reference")
     assert_same(torch.load(tmp_path / "model.pt", weights_only=True), names.to_reference_names(ours, config))
 
