@@ -105,6 +105,10 @@ class LossConfig:
         """Whether a batch is coded in windows, for the consistency term: a video of more than one window."""
         return weight_at(self.consistency_weight, step) > 0 and video_BCTHW.shape[2] > self.consistency_frames
 
+    def will_code_windows(self, num_frames: int) -> bool:
+        """Whether videos of so many frames are ever coded in windows."""
+        return max(_values(self.consistency_weight)) > 0 and num_frames > self.consistency_frames
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionLoss:

@@ -113,7 +113,11 @@ class TokenizerModelConfig(TransformerConfig, io.IOMixin):
         else:
             shape = (1, channels, num_frames, height, width)
             check_video_shape(self.architecture, shape)
-        check_shareable(self.architecture, self.context_parallel_axis, self.context_parallel_size, shape)
+        axis, ranks = self.context_parallel_axis, self.context_parallel_size
+        check_shareable(self.architecture, axis, ranks, shape)
+        if self.loss.will_code_windows(num_frames):
+            windows = (1, channels, self.loss.consistency_frames, height, width)
+            check_shareable(self.architecture, axis, ranks, windows)
 
     @property
     def _is_split(self) -> bool:

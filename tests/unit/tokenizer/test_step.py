@@ -194,6 +194,11 @@ def test_start_weights_may_stand_in_any_form(form: str, tmp_path: Path) -> None:
             {"num_frames": 17, "pictures_every": 2},
             "time of the picture: got 1,",
         ),
+        (
+            {"context_parallel_size": 2, "context_parallel_axis": "time", "loss": LossConfig(consistency_weight=LATER)},
+            {"num_frames": 17},
+            "time of the picture: got 9,",
+        ),
         ({"context_parallel_axis": "width"}, {}, "context_parallel_axis: got 'width'"),
     ],
 )
