@@ -143,7 +143,7 @@ def convert(
         str,
         typer.Option(
             help="nemo, diffusers, reference, or safetensors (with a card, as embedded); "
-            "of a tokenizer also torchscript (published layout), torch_export, or onnx."
+            "of a tokenizer also folder, torchscript (published layout), torch_export, or onnx."
         ),
     ],
     preset: Annotated[
@@ -160,7 +160,7 @@ def convert(
     statistics: Annotated[
         Path | None,
         typer.Option(
-            help="JSON with latent_mean and latent_std per channel (or a cache.json, or a card), for the same."
+            help="JSON with latent_mean and latent_std (cache.json, or a card), for the same; else the tokenizer's own."
         ),
     ] = None,
     as_json: Json = False,
@@ -170,7 +170,7 @@ def convert(
     Published tokenizers tell their preset by their folder's name or config.json. Pickled code is never run.
 
     Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics. Generation and
-    post-training need both: give them here as --tokenizer and --statistics.
+    post-training need both: give them here as --tokenizer, whose folder may hold the statistics, and --statistics.
     """
     from nemo_cosmos.checkpoints.convert import convert as run
 

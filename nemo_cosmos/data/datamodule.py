@@ -304,6 +304,8 @@ def _check_pictures(every: int, per_sample: int) -> None:
 class VideoClipDataModule(_MegatronDataModule):
     """Batches of pixel windows, for the tokenizer; with pictures between them where these are asked for.
 
+    Windows of one frame are pictures, which is what a tokenizer of images takes.
+
     Pictures are every `stride`-th frame of every clip, also of clips that are too short for a window, and so of one
     frame. Validation sees videos only.
 
@@ -363,6 +365,12 @@ class VideoClipDataModule(_MegatronDataModule):
         if self.pictures_every is not None:
             text += f"; one batch in {self.pictures_every} of single frames, {self.pictures_per_sample} a sample"
         return {"data": text}
+
+    def sample_sizes(self) -> list[tuple[int, int, int]]:
+        """(frames, height, width) of all that training will see."""
+        num_frames, height, width = (self.window[name] for name in ("num_frames", "height", "width"))
+        lengths = [num_frames] if self.pictures_every is None else [num_frames, 1]
+        return [(length, height, width) for length in lengths]
 
     def dataset(self, split: Split) -> Dataset:
         """Pixel windows of one split."""

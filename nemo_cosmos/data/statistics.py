@@ -6,54 +6,11 @@ Source: Cosmos report (arXiv 2501.03575), section 5.1 (domain-specific normalisa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
-
-Numbers = tuple[float, ...]
-"""One for each channel."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentStatistics:
-    """Means and standard deviations; None where they are not known."""
-
-    mean: Numbers | None = None
-    """Of videos; of pictures, where there is nothing else."""
-    std: Numbers | None = None
-    image_mean: Numbers | None = None
-    """Of pictures that stand beside videos."""
-    image_std: Numbers | None = None
-
-    @classmethod
-    def of_card(cls, card: CheckpointCard) -> LatentStatistics:
-        """Takes them from a checkpoint's card."""
-        return cls(
-            mean=card.latent_mean,
-            std=card.latent_std,
-            image_mean=card.image_latent_mean,
-            image_std=card.image_latent_std,
-        )
-
-    def card_fields(self) -> dict[str, Numbers | None]:
-        """Fields of `CheckpointCard`."""
-        return {
-            "latent_mean": self.mean,
-            "latent_std": self.std,
-            "image_latent_mean": self.image_mean,
-            "image_latent_std": self.image_std,
-        }
-
-    def of(self, num_latent_frames: int) -> tuple[Numbers, Numbers] | None:
-        """Mean and standard deviation for latents of so many frames; None where they are not known.
-
-        One frame is a picture's, where pictures have numbers of their own.
-        """
-        if num_latent_frames == 1 and self.image_mean is not None and self.image_std is not None:
-            return self.image_mean, self.image_std
-        return None if self.mean is None or self.std is None else (self.mean, self.std)
+from nemo_cosmos.tokenizer.statistics import LatentStatistics, Numbers
 
 
 def statistics_for(caches: Sequence[LatentCacheCard], base_card: str | None = None) -> LatentStatistics:
@@ -75,7 +32,8 @@ def statistics_for(caches: Sequence[LatentCacheCard], base_card: str | None = No
     pictures = [cache for cache in caches if cache.latent_shape[1] == 1]
     main = (videos or pictures)[0]
     mean, std = main.latent_mean, main.latent_std
-    image_mean, image_std = None, None
+    image_mean: Numbers | None = None
+    image_std: Numbers | None = None
     if videos and pictures:
         image_mean, image_std = pictures[0].latent_mean, pictures[0].latent_std
     if base_card is not None:

@@ -14,7 +14,6 @@ from nemo.utils.model_utils import unwrap_model
 
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.data.latent_cache import denormalise_latent
-from nemo_cosmos.data.statistics import LatentStatistics
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.conditioning import condition_mask
 from nemo_cosmos.diffusion.samplers import SAMPLERS, karras_sigmas
@@ -22,6 +21,7 @@ from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import written_aside
 from nemo_cosmos.generation.denoiser import VideoDenoiser
 from nemo_cosmos.parallel.device import current_device
+from nemo_cosmos.tokenizer.statistics import LatentStatistics
 from nemo_cosmos.video_io import resize_frames, to_pixels
 
 

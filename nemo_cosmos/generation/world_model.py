@@ -11,13 +11,13 @@ import torch
 
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.data.latent_cache import denormalise_latent, normalise_latent
-from nemo_cosmos.data.statistics import LatentStatistics, Numbers
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.conditioning import condition_mask
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.diffusion.samplers import SAMPLERS, karras_sigmas
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.generation.denoiser import VideoDenoiser
+from nemo_cosmos.tokenizer.statistics import LatentStatistics, Numbers, check_statistics
 from nemo_cosmos.video_io import resize_frames, to_model, to_pixels
 
 if TYPE_CHECKING:
@@ -159,7 +159,10 @@ class WorldModel:
             nearest = tuple(max(1, round(side / token)) * token for side in got)
             raise user_error("height, width", got, f"multiples of {token}", f"The nearest are {nearest}.")
         frames = 1 + (config.num_frames - 1) // temporal
-        channels = len(self.card.latent_mean)
+        channels = self.tokenizer.tokenizer_config.latent_channels
+        name = f"latent statistics of {self.card.model}"
+        mean, std = self._statistics(frames)
+        check_statistics(name, mean, std, num_channels=channels, num_latent_frames=frames)
         return torch.Size([batch, channels, frames, config.height // spatial, config.width // spatial])
 
     def _check_conditions(

@@ -12,9 +12,10 @@ import torch
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard
 from nemo_cosmos.data.datamodule import LatentDataModule, PackedLatentDataModule
 from nemo_cosmos.data.latent_cache import LatentCacheConfig
-from nemo_cosmos.data.statistics import LatentStatistics, statistics_for
+from nemo_cosmos.data.statistics import statistics_for
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json
+from nemo_cosmos.tokenizer.statistics import LatentStatistics
 from tests.unit.data.curated_folder import write_curated
 from tests.unit.data.test_latent_cache import _write
 
