@@ -36,7 +36,6 @@ class VideoDenoiser:
     guidance: float = 0.0
     """g; 0 runs the conditional branch alone."""
     augment_sigma: float = 0.001
-    """Noise level of given frames; once the sample is cleaner than that, they are denoised with the rest."""
     actions: torch.Tensor | None = None
     """[B, T, actions per latent frame]."""
     video2world: bool = False
@@ -57,21 +56,17 @@ class VideoDenoiser:
             # Classifier-free guidance compares with a model that was given neither text nor frames.
             free = self._branch(noisy, sigma, self.negative_text_emb, without_frames=True)
             conditional = conditional + self.guidance * (conditional - free)
-        return torch.where(self._held(sigma).bool(), self.given, conditional)
-
-    def _held(self, sigma: torch.Tensor) -> torch.Tensor:
-        """1 where the given frames stand at this level, B 1 T H W."""
-        return self.mask if sigma > self.augment_sigma else torch.zeros_like(self.mask)
+        return torch.where(self.mask.bool(), self.given, conditional)
 
     def _branch(
         self, noisy: torch.Tensor, sigma: torch.Tensor, text_emb: torch.Tensor, *, without_frames: bool = False
     ) -> torch.Tensor:
         sigma_B = sigma.to(noisy).expand(noisy.shape[0])
-        held, mask = self._held(sigma), self.mask
-        scaled = network_input(self.edm, noisy, sigma_B, self.given, held, self.augment_noise, self.augment_sigma)
+        scaled = network_input(self.edm, noisy, sigma_B, self.given, self.mask, self.augment_noise, self.augment_sigma)
+        mask = self.mask
         if without_frames:
             # Zeros stand where frames were given: what a network is trained to see where they were dropped.
-            scaled, mask = scaled.masked_fill(held.bool(), 0.0), torch.zeros_like(mask)
+            scaled, mask = scaled.masked_fill(mask.bool(), 0.0), torch.zeros_like(mask)
         output = self.network(
             scaled,
             self.edm.c_noise(sigma_B),

@@ -44,8 +44,6 @@ class SamplingConfig:
     guidance: float = 0.0
     """g in cond + g (cond - uncond); the published models use 7."""
     sigma_max: float = 80.0
-    augment_sigma: float = 0.001
-    """Noise level of given frames; the published one. More of it makes a model that was trained so trust them less."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,7 +132,6 @@ class WorldModel:
             mask=mask,
             augment_noise=augment_noise.to(self.device),
             guidance=config.guidance,
-            augment_sigma=config.augment_sigma,
             actions=None if actions is None else self._actions(actions),
             video2world=self.network.config.concat_condition_mask,
         )
@@ -142,7 +139,7 @@ class WorldModel:
         latent = (
             SAMPLERS[config.sampler](denoiser, noise.to(self.device), sigmas, progress=progress) / self.edm.sigma_data
         )
-        video = self.tokenizer.decode(denormalise_latent(latent, *self._statistics(shape[2])))
+        video = self.tokenizer.decode(denormalise_latent(latent, self.card.latent_mean, self.card.latent_std))
         return [to_pixels(one) for one in video]
 
     def _latent_shape(self, batch: int, config: SamplingConfig) -> torch.Size:
@@ -194,15 +191,9 @@ class WorldModel:
             got = [p.shape[1] for p in pixels]
             raise user_error("first frames", got, f"equal counts below {config.num_frames}", "Cut them to one length.")
         latent = self.tokenizer.encode(torch.stack(pixels).to(self.device))
-        latent = normalise_latent(latent, *self._statistics(shape[2])) * self.edm.sigma_data
+        latent = normalise_latent(latent, self.card.latent_mean, self.card.latent_std) * self.edm.sigma_data
         given[:, :, : latent.shape[2]] = latent
         return given, condition_mask(torch.full((shape[0],), latent.shape[2], device=self.device), shape)
-
-    def _statistics(self, num_latent_frames: int) -> tuple[Numbers, Numbers]:
-        """Those of what is generated: a frame that is given begins a video, and is no picture."""
-        found = LatentStatistics.of_card(self.card).of(num_latent_frames)
-        assert found is not None  # by __post_init__
-        return found
 
     def _text(self, prompts: list[str]) -> torch.Tensor:
         """Token states; zeros for an empty prompt, which is how text dropout trains the network."""

@@ -52,17 +52,3 @@ def test_without_guidance_one_branch_runs():
     denoiser = _denoiser()
     denoiser(torch.zeros(1, 4, 3, 2, 2), torch.tensor(1.0))
     assert len(denoiser.network.seen) == 1
-
-
-def test_given_frames_are_denoised_with_the_rest_once_the_sample_is_cleaner_than_they_are():
-    denoiser = _denoiser(augment_sigma=0.5, guidance=1.0)
-    noisy = torch.randn(1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    held = denoiser(noisy, torch.tensor(0.6))
-    assert torch.equal(held[:, :, 0], denoiser.given[:, :, 0])
-    free = denoiser(noisy, torch.tensor(0.5))
-    assert not torch.equal(free[:, :, 0], denoiser.given[:, :, 0])
-    (x, _, mask), (free_x, _, free_mask) = denoiser.network.seen[2:]
-    torch.testing.assert_close(x, noisy * denoiser.edm.c_in(torch.tensor(0.5)))
-    assert torch.equal(free_x, x)
-    # The network is still told that these frames are given, as in the published sampler.
-    assert mask[:, :, 0].eq(1).all() and free_mask.eq(0).all()
