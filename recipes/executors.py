@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fiddle
 import nemo_run as run
 
 from nemo_cosmos.errors import user_error
@@ -139,6 +140,15 @@ def slurm_cpu() -> run.Config[run.SlurmExecutor]:
         packager=run.Config(run.Packager),
         tunnel=_tunnel(settings),
     )
+
+
+def slurm_for(training: run.Partial) -> run.Config[run.SlurmExecutor]:
+    """As many GPU nodes, and GPUs of each, as a recipe's trainer counts on."""
+    executor = slurm()
+    trainer = fiddle.ordered_arguments(training.trainer, include_defaults=True)
+    executor.nodes, executor.ntasks_per_node = trainer["num_nodes"], trainer["devices"]
+    executor.gpus_per_node = trainer["devices"]
+    return executor
 
 
 def _tunnel(settings: dict[str, Any]) -> run.Config:

@@ -132,8 +132,8 @@ def _trainings(size: Size, tokenizer: str, runs: PurePosixPath, curated: str, la
         size.width,
     )
     return [
-        Job(name="pretrain", recipe=pretrain, executor=_gpus(pretrain), after=("tokenize",)),
-        Job(name="finetune", recipe=finetune, executor=_gpus(finetune), after=("pretrain",)),
+        Job(name="pretrain", recipe=pretrain, executor=executors.slurm_for(pretrain), after=("tokenize",)),
+        Job(name="finetune", recipe=finetune, executor=executors.slurm_for(finetune), after=("pretrain",)),
         Job(name="evaluate", recipe=evaluate, executor=_one_gpu(), after=("finetune",)),
     ]
 
@@ -149,15 +149,6 @@ def _tokenize(size: Size, tokenizer: str, curated: str, latents: str) -> run.Par
 def _last_checkpoint(training: run.Partial) -> str:
     """The name that the run's last checkpoint will have."""
     return f"{training.log.directory}/checkpoints/step={training.trainer.max_steps:07d}"
-
-
-def _gpus(training: run.Partial) -> run.Config:
-    """As many GPUs as the recipe's trainer counts on."""
-    executor = executors.slurm()
-    trainer = fiddle.ordered_arguments(training.trainer, include_defaults=True)
-    executor.nodes, executor.ntasks_per_node = trainer["num_nodes"], trainer["devices"]
-    executor.gpus_per_node = trainer["devices"]
-    return executor
 
 
 def _one_gpu(parts: int = 1) -> run.Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,7 +13,7 @@ import torch
 
 from nemo_cosmos import __version__
 from nemo_cosmos.checkpoints import nemo_format
-from nemo_cosmos.checkpoints.detect import Format, detect, is_nemo
+from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.checkpoints.latents import with_latents
 from nemo_cosmos.contracts import CheckpointCard
@@ -21,15 +22,18 @@ from nemo_cosmos.diffusion.architecture import architecture_of, config_from
 from nemo_cosmos.diffusion.config import PRESETS as DIT_PRESETS
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import read_json, write_json, written_aside
+from nemo_cosmos.parallel.stored_weights import is_nemo
 from nemo_cosmos.tokenizer import conversion, published
 from nemo_cosmos.tokenizer import state_dict as tokenizer_names
 from nemo_cosmos.tokenizer import weights as tokenizer_weights
 from nemo_cosmos.tokenizer.config import PRESETS as TOKENIZER_PRESETS
 from nemo_cosmos.tokenizer.config import RELEASED, TokenizerConfig
 from nemo_cosmos.tokenizer.export import Program, export
+from nemo_cosmos.tokenizer.model import Tokenizer
+from nemo_cosmos.tokenizer.statistics import IMAGE_FILE, VIDEO_FILE, LatentStatistics, of_diffusers, read_published
 from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
 
-Target = Literal["nemo", "diffusers", "reference", "safetensors", "torchscript", "torch_export", "onnx"]
+Target = Literal["nemo", "diffusers", "reference", "safetensors", "folder", "torchscript", "torch_export", "onnx"]
 Kind = Literal["tokenizer", "diffusion"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -39,14 +43,21 @@ TOKENIZERS = TOKENIZER_PRESETS | {name: TOKENIZER_PRESETS[preset] for name, pres
 _FILES: dict[str, tuple[str, ...]] = {"reference": (".pt", ".safetensors"), "safetensors": (".safetensors",)}
 """Suffixes of the targets that are files."""
 
+_OF_LATENTS = (
+    *("tokenizer_fingerprint", "latent_mean", "latent_std", "image_latent_mean", "image_latent_std"),
+    "text_encoder",
+)
+"""Fields of a card that files of weights alone have no place for."""
+
 _FOLDERS = (
     {"weights", "card.json"},
     {conversion.DIFFUSERS_WEIGHTS, "config.json"},
+    {tokenizer_weights.WEIGHTS_FILE, tokenizer_weights.CONFIG_FILE},
     {"encoder.jit", "decoder.jit", "autoencoder.jit", "config.json"},
     {"encoder.pt2", "decoder.pt2", "config.json"},
     {"encoder.onnx", "decoder.onnx", "config.json"},
 )
-"""All that stands in a folder that a conversion wrote."""
+"""All that stands in a folder that a conversion wrote; beside `encoder.jit` statistics may stand, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +69,6 @@ class WholeModel:
     card: CheckpointCard
     may_lack: tuple[str, ...] = ()
     """Our names that the source format cannot hold."""
-    dropped: tuple[str, ...] = ()
-    """What the source holds and we cannot."""
 
 
 def convert(
@@ -81,18 +90,19 @@ def convert(
         target: A file for `reference` (.pt, .safetensors) and `safetensors` (whole weights under our names with a card
             beside them, as embedded ones), a folder for all others. A file, or a folder that an earlier conversion
             wrote, is replaced.
-        to: The format to write; `torchscript`, `torch_export` and `onnx` take tokenizers alone and write programs that
-            run without this package (`nemo_cosmos.tokenizer.export`).
+        to: The format to write; `folder`, `torchscript`, `torch_export` and `onnx` take tokenizers alone, and the last
+            three write programs that run without this package (`nemo_cosmos.tokenizer.export`).
         preset: The architecture of published and reference weights: a name such as `diffusion_7b` or `CV8x8x8-720p`, or
             a tokenizer's published name such as `Cosmos-Tokenize1-CV8x8x8-720p`. Needed where neither the folder's name
             nor a `config.json` tells it.
         dtype: Store floating-point weights so; None leaves them as they are, bit for bit.
         tokenizer: The tokenizer whose latents a diffusion WFM was trained on, for its card; anything `load_tokenizer`
             takes.
-        statistics: JSON with the latents' `latent_mean` and `latent_std` per channel, for a diffusion WFM's card.
+        statistics: JSON with the latents' `latent_mean` and `latent_std`, for a diffusion WFM's card; those that the
+            tokenizer given comes with when absent.
 
     Returns:
-        What was converted: kind, number of weights and of parameters, and what the target, or our card, cannot hold.
+        What was converted: kind, number of weights and of parameters, and what the target cannot hold.
 
     Raises:
         UserError: The source is unknown or damaged, the target cannot hold the model, or replacing it would delete the
@@ -113,7 +123,7 @@ def convert(
         if model.kind != "diffusion":
             raise user_error("--tokenizer, --statistics", model.kind, "a diffusion WFM", "Leave them out.")
         model = dataclasses.replace(model, card=with_latents(model.card, tokenizer=tokenizer, statistics=statistics))
-    dropped = [*model.dropped, *_write(model, Path(target), to)]
+    dropped = _write(model, Path(target), to)
     return {
         "kind": model.kind,
         "weights": len(model.weights),
@@ -142,6 +152,8 @@ def _check_target(source: Path, target: Path, to: Target) -> None:
 
 def _is_replaceable(folder: Path) -> bool:
     found = {path.name for path in folder.iterdir()}
+    if "encoder.jit" in found:
+        found -= {VIDEO_FILE, IMAGE_FILE}
     return not found or (found in _FOLDERS and ("weights" not in found or is_nemo(folder)))
 
 
@@ -151,6 +163,8 @@ def _write(model: WholeModel, target: Path, to: Target) -> list[str]:
         return _write_diffusers(model, target)
     if to == "reference":
         return _write_reference(model, target)
+    if to == "folder":
+        return _write_folder(model, target)
     if to in get_args(Program):
         return _write_program(model, target, to)
     if to == "nemo":
@@ -199,9 +213,8 @@ def _read_diffusers(folder: Path) -> WholeModel:
     if values.get("_class_name") == conversion.DIFFUSERS_CLASS:
         config = conversion.config_of_diffusers(values)
         model = _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
-        mean, std, dropped = conversion.statistics_of_diffusers(values, config)
-        card = dataclasses.replace(model.card, latent_mean=mean, latent_std=std)
-        return dataclasses.replace(model, card=card, dropped=dropped)
+        statistics = of_diffusers(values, config.latent_channels)
+        return dataclasses.replace(model, card=dataclasses.replace(model.card, **statistics.card_fields()))
     config = dit_names.config_from_diffusers(values)
     model = _dit(dit_names.from_diffusers(weights, config), architecture_of(config), folder)
     return dataclasses.replace(model, may_lack=dit_names.NOT_IN_DIFFUSERS)
@@ -211,9 +224,8 @@ def _read_published(folder: Path, preset: str | None) -> WholeModel:
     model = _read_reference(folder, preset)
     if model.kind == "diffusion":
         return model
-    mean, std, dropped = published.read_statistics(folder, TokenizerConfig.from_dict(model.card.config))
-    card = dataclasses.replace(model.card, latent_mean=mean, latent_std=std)
-    return dataclasses.replace(model, card=card, dropped=dropped)
+    statistics = read_published(folder, TokenizerConfig.from_dict(model.card.config).latent_channels)
+    return dataclasses.replace(model, card=dataclasses.replace(model.card, **statistics.card_fields()))
 
 
 def _read_reference(place: Path, preset: str | None) -> WholeModel:
@@ -254,47 +266,52 @@ def _card(model: str, config: dict[str, Any], source: Path) -> CheckpointCard:
 def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
     if model.kind == "tokenizer":
         tokenizer = TokenizerConfig.from_dict(model.card.config)
-        weights, values = (
-            tokenizer_names.to_diffusers_names(model.weights, tokenizer),
-            conversion.diffusers_config(tokenizer, model.card.latent_mean, model.card.latent_std),
-        )
-        dropped = []
-    else:
-        weights, values = dit_names.to_diffusers(model.weights, config_from(model.card.config, backend="torch"))
-        values = {"_class_name": "CosmosTransformer3DModel", **values}
-        dropped = [*dit_names.NOT_IN_DIFFUSERS, *_latents_told(model.card)]
+        conversion.save_diffusers(model.weights, tokenizer, folder, LatentStatistics.of_card(model.card))
+        return _told(model.card, ("image_latent_mean", "image_latent_std"))
+    weights, values = dit_names.to_diffusers(model.weights, config_from(model.card.config, backend="torch"))
     with written_aside(folder) as aside:
         aside.mkdir()
         write_tensors(aside / conversion.DIFFUSERS_WEIGHTS, weights)
+        values = {"_class_name": "CosmosTransformer3DModel", **values}
         (aside / "config.json").write_text(json.dumps(values, indent=1))
-    return dropped
+    return [*dit_names.NOT_IN_DIFFUSERS, *_told(model.card)]
 
 
-def _latents_told(card: CheckpointCard) -> list[str]:
-    names = ("tokenizer_fingerprint", "latent_mean", "latent_std", "text_encoder")
+def _told(card: CheckpointCard, names: Sequence[str] = _OF_LATENTS) -> list[str]:
+    """Those of some fields of a card that it has."""
     return [name for name in names if getattr(card, name) is not None]
 
 
 def _write_reference(model: WholeModel, path: Path) -> list[str]:
     if model.kind == "tokenizer":
-        config = TokenizerConfig.from_dict(model.card.config)
-        weights = tokenizer_names.to_reference_names(model.weights, config)
-    else:
-        weights = dit_names.to_reference(model.weights, config_from(model.card.config, backend="torch"))
+        conversion.save_reference(model.weights, TokenizerConfig.from_dict(model.card.config), path)
+        return _told(model.card)
+    weights = dit_names.to_reference(model.weights, config_from(model.card.config, backend="torch"))
     with written_aside(path) as aside:
         if path.suffix == ".pt":
             torch.save(weights, aside)
         else:
             write_tensors(aside, weights)
-    return _latents_told(model.card)
+    return _told(model.card)
+
+
+def _write_folder(model: WholeModel, folder: Path) -> list[str]:
+    tokenizer_weights.save(_built_tokenizer(model, "folder"), folder)
+    return _told(model.card)
 
 
 def _write_program(model: WholeModel, folder: Path, to: Program) -> list[str]:
+    statistics = LatentStatistics.of_card(model.card)
+    export(_built_tokenizer(model, to), folder, to=to, statistics=statistics)
+    kept = statistics.card_fields() if to == "torchscript" else {}
+    return [name for name in _told(model.card) if name not in kept]
+
+
+def _built_tokenizer(model: WholeModel, to: Target) -> Tokenizer:
     if model.kind != "tokenizer":
-        raise user_error("--to", to, "a format of diffusion WFMs", "Only tokenizers become programs.")
+        raise user_error("--to", to, "a format of diffusion WFMs", "Only tokenizers are written so.")
     dtypes = {weight.dtype for weight in model.weights.values()}
     if len(dtypes) != 1:
         raise user_error("weights", sorted(map(str, dtypes)), "one dtype", "Choose it: --dtype.")
     config = TokenizerConfig.from_dict(model.card.config)
-    export(tokenizer_weights.build(config, model.weights, dtype=dtypes.pop()), folder, to=to)
-    return _latents_told(model.card)
+    return tokenizer_weights.build(config, model.weights, dtype=dtypes.pop())

@@ -6,6 +6,8 @@ import enum
 from pathlib import Path
 
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.parallel.stored_weights import is_nemo
+from nemo_cosmos.tokenizer.conversion import is_diffusers
 from nemo_cosmos.tokenizer.published import is_published
 
 
@@ -32,9 +34,7 @@ def detect(path: str | Path) -> Format:
         return Format.REFERENCE
     if is_nemo(path):
         return Format.NEMO
-    if (path / "diffusion_pytorch_model.safetensors").is_file() or (
-        path / "diffusion_pytorch_model.safetensors.index.json"
-    ).is_file():
+    if is_diffusers(path):
         return Format.DIFFUSERS
     if (path / "model.safetensors").is_file():
         return Format.FOLDER
@@ -46,8 +46,3 @@ def detect(path: str | Path) -> Format:
         "published tokenizer folder (encoder.jit and decoder.jit, autoencoder.jit, or model.pt), a .jit, .pt or "
         ".safetensors file."
     )
-
-
-def is_nemo(folder: Path) -> bool:
-    """Tells whether a folder holds a NeMo checkpoint."""
-    return (folder / "weights" / "metadata.json").is_file()

@@ -16,9 +16,9 @@ from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.parallel.startup import initialize
+from nemo_cosmos.parallel.stored_weights import PREFIX, WEIGHTS, read_whole
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.model import build_tokenizer
-from nemo_cosmos.training.load import PREFIX, WEIGHTS, read_whole
 
 if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.mapping import ShardedStateDict

@@ -16,6 +16,7 @@ _guard = typer.Typer(name="guard", help="Run the guardrail alone on a prompt or 
 def add_to(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+    app.command()(train_stages)
     app.command()(generate)
     app.command()(convert)
     app.add_typer(_evaluate)
@@ -33,6 +34,49 @@ def train(
     from recipes.launch import run_here
 
     run_here(recipe, context.args)
+
+
+def train_stages(
+    size: Annotated[str, typer.Argument(help="tiny, 7b or 14b.")],
+    latents: Annotated[str, typer.Option(help="Latent cache of the first stage.")] = "runs/latents",
+    latents_highres: Annotated[
+        str, typer.Option(help="Latent cache of larger and longer videos, for the second stage and the last.")
+    ] = "runs/latents_highres",
+    latents_quality: Annotated[
+        str, typer.Option(help="Latent cache of the best of these, for the third stage.")
+    ] = "runs/latents_quality",
+    directory: Annotated[str, typer.Option(help="Folder for all stages; the same one again goes on.")] = "runs/stages",
+    max_steps: Annotated[
+        tuple[int, int, int, int] | None, typer.Option(help="Steps of each stage, instead of the recipes' own.")
+    ] = None,
+    num_nodes: Annotated[int | None, typer.Option(help="Of 8 GPUs; for 7b and 14b.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit the stages as jobs that wait for each other.")] = False,
+    dryrun: Annotated[bool, typer.Option("--dryrun", help="With --slurm: print the scripts instead.")] = False,
+) -> None:
+    """Pretrain a diffusion WFM in four stages: low resolution, high resolution, cool-down, Video2World.
+
+    Each stage starts from the weights of the one before. A stage that was interrupted goes on, a finished one is passed
+    over.
+    """
+    from recipes.diffusion_stages import stages_of, submit_stages
+
+    stages = stages_of(
+        size,
+        latents=latents,
+        latents_highres=latents_highres,
+        latents_quality=latents_quality,
+        directory=directory,
+        max_steps=max_steps,
+        **({} if num_nodes is None else {"num_nodes": num_nodes}),
+    )
+    if slurm:
+        submit_stages(stages, dryrun=dryrun)
+        return
+    from nemo_cosmos.quickstart.process import run_recipe
+
+    for number, stage in enumerate(stages, start=1):
+        typer.echo(f"[{number}/{len(stages)}] {stage.name}", err=True)
+        run_recipe(stage.recipe)
 
 
 def generate(
@@ -99,7 +143,7 @@ def convert(
         str,
         typer.Option(
             help="nemo, diffusers, reference, or safetensors (with a card, as embedded); "
-            "of a tokenizer also torchscript (published layout), torch_export, or onnx."
+            "of a tokenizer also folder, torchscript (published layout), torch_export, or onnx."
         ),
     ],
     preset: Annotated[
@@ -116,7 +160,7 @@ def convert(
     statistics: Annotated[
         Path | None,
         typer.Option(
-            help="JSON with latent_mean and latent_std per channel (or a cache.json, or a card), for the same."
+            help="JSON with latent_mean and latent_std (cache.json, or a card), for the same; else the tokenizer's own."
         ),
     ] = None,
     as_json: Json = False,
@@ -126,7 +170,7 @@ def convert(
     Published tokenizers tell their preset by their folder's name or config.json. Pickled code is never run.
 
     Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics. Generation and
-    post-training need both: give them here as --tokenizer and --statistics.
+    post-training need both: give them here as --tokenizer, whose folder may hold the statistics, and --statistics.
     """
     from nemo_cosmos.checkpoints.convert import convert as run
 

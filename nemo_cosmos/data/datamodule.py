@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.utils import logging
 from torch.utils.data import DataLoader, Dataset
 
-from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard, Split
+from nemo_cosmos.contracts import LatentCacheCard, Split
 from nemo_cosmos.data.clips import ClipDataset
 from nemo_cosmos.data.latent_cache import LatentDataset, read_cache_card, require_continuous
+from nemo_cosmos.data.packs import PackedSamples, collate_packs
 from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, ShuffledEpochs
-from nemo_cosmos.errors import UserError, user_error
-from nemo_cosmos.files import read_json
+from nemo_cosmos.data.statistics import statistics_for
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
 
 
 class _MegatronDataModule(pl.LightningDataModule):
-    """What both data modules share: batching, and the count of consumed samples in checkpoints."""
+    """What the data modules share: batching, and the count of consumed samples in checkpoints."""
+
+    collate_fn: Callable | None = None
+    """Makes a micro-batch from its samples; torch's own where None."""
 
     def __init__(
         self, *, seq_length: int, micro_batch_size: int, global_batch_size: int, seed: int, num_workers: int
@@ -61,6 +66,25 @@ class _MegatronDataModule(pl.LightningDataModule):
         """The training samples in the order in which they are seen."""
         return ShuffledEpochs(self.dataset("train"), num_samples=num_samples, seed=self.seed)
 
+    def with_pictures(self, pictures: Dataset, *, every: int, num_pictures: int, num_samples: int) -> Dataset:
+        """Training samples between whose global batches stand batches of pictures.
+
+        Args:
+            pictures: A data set of single ones.
+            every: Of so many global batches the last one holds pictures.
+            num_pictures: That stand for one sample.
+            num_samples: How many items training will ask for in all.
+        """
+        samples = PictureSamples(pictures, num_pictures=num_pictures)
+        return AlternatingBatches(
+            ShuffledEpochs(self.dataset("train"), num_samples=num_samples, seed=self.seed),
+            ShuffledEpochs(samples, num_samples=num_samples, seed=self.seed),
+            every=every,
+            global_batch_size=self.global_batch_size,
+            first_item=self.data_sampler.init_consumed_samples,
+            first_step=self.trainer.global_step,
+        )
+
     def val_dataloader(self) -> DataLoader:
         """Held-out samples in an order that never changes."""
         batches = self.trainer.limit_val_batches
@@ -70,7 +94,11 @@ class _MegatronDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Dataset, mode: str) -> DataLoader:
         return WrappedDataLoader(
-            mode=mode, dataset=dataset, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
+            mode=mode,
+            dataset=dataset,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=self.collate_fn,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,13 +117,55 @@ class _MegatronDataModule(pl.LightningDataModule):
         logging.info(f"Resuming the data after {consumed} samples.")
 
 
-class LatentDataModule(_MegatronDataModule):
-    """Batches of a latent cache, for the diffusion WFM.
+class _LatentModule(_MegatronDataModule):
+    """What the modules of latent caches share.
+
+    Args:
+        paths: Folders that `nemo-cosmos tokenize` wrote; the first one's card stands for all where they agree.
+        statistics_of: Card of the checkpoint that is post-trained.
+        **batching: As for `_MegatronDataModule`.
+    """
+
+    def __init__(self, paths: tuple[str, ...], *, statistics_of: str | None, **batching: int) -> None:
+        self.paths = tuple(Path(path) for path in paths)
+        self.cache_cards = tuple(_continuous_card(path) for path in self.paths)
+        self.statistics = statistics_for(self.cache_cards, statistics_of)
+        super().__init__(**batching)
+
+    def card_fields(self) -> dict[str, Any]:
+        """Where the data came from, and what its latents mean."""
+        counts = [f"{card.num_samples['train']} windows" for card in self.cache_cards]
+        return {
+            "data": f"latents of {' and '.join(counts)}",
+            "tokenizer_fingerprint": self.cache_cards[0].tokenizer_fingerprint,
+            "text_encoder": self.cache_cards[0].text_encoder,
+            **self.statistics.card_fields(),
+        }
+
+    def latents(self, place: int, split: Split, **settings: Any) -> LatentDataset:  # noqa: ANN401 - of LatentDataset
+        """Samples of one cache, normalised as its domain is."""
+        statistics = self.statistics.of(self.cache_cards[place].latent_shape[1])
+        return LatentDataset(self.paths[place], split=split, statistics=statistics, **settings)
+
+
+def _continuous_card(path: Path) -> LatentCacheCard:
+    card = read_cache_card(path)
+    require_continuous(card)
+    return card
+
+
+class LatentDataModule(_LatentModule):
+    """Batches of a latent cache, for the diffusion WFM; with pictures between them where these are asked for.
+
+    Videos and pictures are each normalised by the statistics of their own cache. Validation sees videos only.
 
     Args:
         path: Folder that `nemo-cosmos tokenize` wrote.
         with_actions: Only samples that carry actions, and give them.
         sources: Only these domains.
+        pictures: Folder of a cache of single frames (`num_frames` 1); None is videos only.
+        pictures_every: Of so many global batches the last one holds pictures; 2 alternates.
+        pictures_per_sample: Pictures that stand for one video in such a batch.
         statistics_of: Card of the checkpoint that is post-trained; its latent statistics are used, and its tokenizer
             must be the cache's.
         micro_batch_size: Samples per forward pass and data-parallel rank.
@@ -103,6 +173,10 @@ class LatentDataModule(_MegatronDataModule):
         patch_spatial: Latent pixels per token and axis; sets the token count that pipeline stages exchange.
         seed: Of the sample order.
         num_workers: Loader processes.
+
+    Raises:
+        UserError: A cache is missing, of indices or, as `pictures`, of videos; a number is out of range; or caches and
+            base do not fit together.
     """
 
     def __init__(
@@ -111,6 +185,9 @@ class LatentDataModule(_MegatronDataModule):
         *,
         with_actions: bool = False,
         sources: tuple[str, ...] | None = None,
+        pictures: str | None = None,
+        pictures_every: int = 2,
+        pictures_per_sample: int = 1,
         statistics_of: str | None = None,
         micro_batch_size: int = 16,
         global_batch_size: int = 16,
@@ -118,62 +195,116 @@ class LatentDataModule(_MegatronDataModule):
         seed: int = 1234,
         num_workers: int = 0,
     ) -> None:
-        self.path = Path(path)
-        self.with_actions = with_actions
-        self.sources = sources
-        card = read_cache_card(path)
-        require_continuous(card)
-        self.cache_card = card
-        self.samples = card.num_samples["train"]
-        self.tokenizer_fingerprint = card.tokenizer_fingerprint
-        self.statistics = _statistics(card, statistics_of)
-        _, frames, height, width = card.latent_shape
+        _check_pictures(pictures_every, pictures_per_sample)
+        if pictures is not None and with_actions:
+            raise user_error("pictures", pictures, "None with actions, which pictures do not have", "Leave one out.")
+        paths = (path,) if pictures is None else (path, pictures)
+        card = _continuous_card(Path(path))
         super().__init__(
-            seq_length=frames * (height // patch_spatial) * (width // patch_spatial),
+            paths,
+            statistics_of=statistics_of,
+            seq_length=_num_tokens(card, patch_spatial),
             micro_batch_size=micro_batch_size,
             global_batch_size=global_batch_size,
             seed=seed,
             num_workers=num_workers,
         )
-
-    def card_fields(self) -> dict[str, Any]:
-        """Where the data came from, and what its latents mean."""
-        mean, std = self.statistics
-        return {
-            "data": f"latents of {self.samples} windows",
-            "tokenizer_fingerprint": self.tokenizer_fingerprint,
-            "latent_mean": mean,
-            "latent_std": std,
-            "text_encoder": self.cache_card.text_encoder,
-        }
+        if pictures is not None and (frames := self.cache_cards[1].latent_shape[1]) != 1:
+            raise user_error("pictures", f"{frames} latent frames", "1", "Give a cache written with num_frames 1.")
+        self.with_actions, self.sources = with_actions, sources
+        self.has_pictures = pictures is not None
+        self.pictures_every, self.pictures_per_sample = pictures_every, pictures_per_sample
 
     def dataset(self, split: Split) -> Dataset:
         """Latent samples of one split."""
-        return LatentDataset(
-            self.path,
-            split=split,
-            sources=self.sources,
-            with_actions=self.with_actions,
-            statistics=self.statistics,
+        return self.latents(0, split, sources=self.sources, with_actions=self.with_actions)
+
+    def training_samples(self, num_samples: int) -> Dataset:
+        """Videos, and pictures between them."""
+        if not self.has_pictures:
+            return super().training_samples(num_samples)
+        return self.with_pictures(
+            self.latents(1, "train"),
+            every=self.pictures_every,
+            num_pictures=self.pictures_per_sample,
+            num_samples=num_samples,
         )
 
 
-def _statistics(cache: LatentCacheCard, base_card: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if base_card is None:
-        return cache.latent_mean, cache.latent_std
-    base = CheckpointCard.from_dict(read_json(base_card))
-    if base.latent_mean is None or base.latent_std is None:
-        raise user_error("statistics_of", base_card, "the card of a diffusion WFM", "Give its card.json.")
-    if base.tokenizer_fingerprint != cache.tokenizer_fingerprint:
-        raise UserError(
-            f"{base_card}: this model was trained on latents of tokenizer {base.tokenizer_fingerprint}, but the cache "
-            f"was written by {cache.tokenizer_fingerprint}. Tokenize again with the model's tokenizer."
+class PackedLatentDataModule(_LatentModule):
+    """Packs of latents of several caches, of whatever sizes, for the diffusion WFM.
+
+    A pack is one sequence of tokens in which each clip attends to itself alone. Caches of single frames are pictures,
+    which have statistics of their own.
+
+    Args:
+        paths: Folders that `nemo-cosmos tokenize` wrote, one for each size.
+        tokens_per_pack: Most tokens in a pack.
+        statistics_of: As for `LatentDataModule`.
+        micro_batch_size: Packs per forward pass and data-parallel rank; several make one longer sequence.
+        global_batch_size: Packs per optimizer step.
+        patch_spatial: Latent pixels per token and axis.
+        seed: Of who is packed with whom, and of the order of packs.
+        num_workers: Loader processes.
+
+    Raises:
+        UserError: A cache is missing, of indices, or its samples are larger than a pack; or caches and base do not fit
+            together.
+    """
+
+    collate_fn = staticmethod(collate_packs)
+
+    def __init__(
+        self,
+        paths: tuple[str, ...],
+        *,
+        tokens_per_pack: int,
+        statistics_of: str | None = None,
+        micro_batch_size: int = 1,
+        global_batch_size: int = 1,
+        patch_spatial: int = 2,
+        seed: int = 1234,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            paths,
+            statistics_of=statistics_of,
+            seq_length=micro_batch_size * tokens_per_pack,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            num_workers=num_workers,
         )
-    return base.latent_mean, base.latent_std
+        self.tokens_per_pack = tokens_per_pack
+        self.patch_spatial = patch_spatial
+
+    def dataset(self, split: Split) -> Dataset:
+        """Packs of one split; caches that have none of it are left out."""
+        places = [place for place, card in enumerate(self.cache_cards) if card.num_samples.get(split)]
+        return PackedSamples(
+            [self.latents(place, split) for place in places],
+            [_num_tokens(self.cache_cards[place], self.patch_spatial) for place in places],
+            tokens_per_pack=self.tokens_per_pack,
+            seed=self.seed,
+        )
+
+
+def _num_tokens(card: LatentCacheCard, patch_spatial: int) -> int:
+    _, frames, height, width = card.latent_shape
+    return frames * (height // patch_spatial) * (width // patch_spatial)
+
+
+def _check_pictures(every: int, per_sample: int) -> None:
+    if every < 2:
+        raise user_error("pictures_every", every, "at least 2", "Raise it.")
+    if per_sample < 1:
+        raise user_error("pictures_per_sample", per_sample, "at least 1", "Raise it.")
 
 
 class VideoClipDataModule(_MegatronDataModule):
     """Batches of pixel windows, for the tokenizer; with pictures between them where these are asked for.
+
+    Windows of one frame are pictures, which is what a tokenizer of images takes.
 
     Pictures are every `stride`-th frame of every clip, also of clips that are too short for a window, and so of one
     frame. Validation sees videos only.
@@ -213,10 +344,7 @@ class VideoClipDataModule(_MegatronDataModule):
         seed: int = 1234,
         num_workers: int = 0,
     ) -> None:
-        if pictures_every is not None and pictures_every < 2:
-            raise user_error("pictures_every", pictures_every, "at least 2, or None for videos only", "Raise it.")
-        if pictures_per_sample < 1:
-            raise user_error("pictures_per_sample", pictures_per_sample, "at least 1", "Raise it.")
+        _check_pictures(2 if pictures_every is None else pictures_every, pictures_per_sample)
         self.path = Path(path)
         self.window = {"num_frames": num_frames, "height": height, "width": width, "stride": stride}
         self.crop_from = crop_from
@@ -238,23 +366,25 @@ class VideoClipDataModule(_MegatronDataModule):
             text += f"; one batch in {self.pictures_every} of single frames, {self.pictures_per_sample} a sample"
         return {"data": text}
 
+    def sample_sizes(self) -> list[tuple[int, int, int]]:
+        """(frames, height, width) of all that training will see."""
+        num_frames, height, width = (self.window[name] for name in ("num_frames", "height", "width"))
+        lengths = [num_frames] if self.pictures_every is None else [num_frames, 1]
+        return [(length, height, width) for length in lengths]
+
     def dataset(self, split: Split) -> Dataset:
         """Pixel windows of one split."""
         return self._windows(split, self.window["num_frames"])
 
     def training_samples(self, num_samples: int) -> Dataset:
         """Windows, and pictures between them."""
-        videos = super().training_samples(num_samples)
         if self.pictures_every is None:
-            return videos
-        pictures = PictureSamples(self._windows("train", 1), num_pictures=self.pictures_per_sample)
-        return AlternatingBatches(
-            videos,
-            ShuffledEpochs(pictures, num_samples=num_samples, seed=self.seed),
+            return super().training_samples(num_samples)
+        return self.with_pictures(
+            self._windows("train", 1),
             every=self.pictures_every,
-            global_batch_size=self.global_batch_size,
-            first_item=self.data_sampler.init_consumed_samples,
-            first_step=self.trainer.global_step,
+            num_pictures=self.pictures_per_sample,
+            num_samples=num_samples,
         )
 
     def _windows(self, split: Split, num_frames: int) -> ClipDataset:

@@ -36,10 +36,7 @@ class ShuffledEpochs(torch.utils.data.Dataset):
         """The dataset's item, and `draw_id` (int64 scalar): the key of all random draws made for it."""
         epoch, position = divmod(index, len(self._dataset))  # type: ignore[arg-type]
         place = int(self._order(epoch)[position])
-        if hasattr(self._dataset, "drawn"):
-            item = dict(self._dataset.drawn(place, np.random.default_rng([self._seed, index])))
-        else:
-            item = dict(self._dataset[place])
+        item = dict(_item(self._dataset, place, np.random.default_rng([self._seed, index])))
         item["draw_id"] = torch.tensor(index, dtype=torch.int64)
         return item
 
@@ -48,7 +45,7 @@ class PictureSamples(torch.utils.data.Dataset):
     """Several pictures as one sample, so that a batch of pictures is about as much work as one of videos.
 
     Args:
-        pictures: A data set with a method `drawn(index, generator)`.
+        pictures: A data set; items come from its method `drawn(index, generator)` where it has one.
         num_pictures: In a sample; what is left over is in none.
     """
 
@@ -61,10 +58,10 @@ class PictureSamples(torch.utils.data.Dataset):
         return max(len(self._pictures) // self._num_pictures, 1)  # type: ignore[arg-type]
 
     def drawn(self, index: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Pictures that stand far from each other in the data set, each [3, 1, H, W], stacked on a new first axis."""
+        """Pictures that stand far from each other in the data set, each [C, 1, H, W], stacked on a new first axis."""
         length = len(self._pictures)  # type: ignore[arg-type]
         places = [(index + k * len(self)) % length for k in range(self._num_pictures)]
-        items = [self._pictures.drawn(place, generator) for place in places]  # type: ignore[attr-defined]
+        items = [_item(self._pictures, place, generator) for place in places]
         return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
@@ -105,6 +102,10 @@ class AlternatingBatches(torch.utils.data.Dataset):
         """The item of the kind that its optimizer step has."""
         step = self._first_step + (index - self._first_item) // self._global_batch_size
         return (self._pictures if step % self._every == self._every - 1 else self._videos)[index]
+
+
+def _item(dataset: torch.utils.data.Dataset, place: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+    return dataset.drawn(place, generator) if hasattr(dataset, "drawn") else dataset[place]
 
 
 def _order_of_epoch(length: int, seed: int, epoch: int) -> np.ndarray:

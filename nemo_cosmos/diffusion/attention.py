@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -21,6 +22,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
 from nemo_cosmos.diffusion.config import DiTConfig
+from nemo_cosmos.diffusion.recompute import recomputes_module, run_recomputed
 from nemo_cosmos.diffusion.rope import apply_rope
 
 
@@ -93,8 +95,31 @@ class _Attention(MegatronModule):
             tp_group=self.groups.tp,
         )
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return self.linear_proj(self.core_attention(query, key, value, None, attn_mask_type=AttnMaskType.no_mask))[0]
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        limits: PackedSeqParams | None,
+        tokens_shared: bool = True,
+    ) -> torch.Tensor:
+        def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            # Said at each call: a later batch's forward pass may come before this one's recomputation.
+            self.core_attention.share_tokens(tokens_shared)
+            if limits is None:
+                return self.core_attention(query, key, value, None, attn_mask_type=AttnMaskType.no_mask)
+            # As in Megatron, whose kernels know packed sequences without a batch axis.
+            query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+            out = self.core_attention(
+                query, key, value, None, attn_mask_type=AttnMaskType.no_mask, packed_seq_params=limits
+            )
+            return out.reshape(len(out), 1, -1)
+
+        if self.training and recomputes_module(self.config, "core_attn"):
+            attended = run_recomputed(run, query, key, value, config=self.config)
+        else:
+            attended = run(query, key, value)
+        return self.linear_proj(attended)[0]
 
 
 class CosmosSelfAttention(_Attention):
@@ -114,13 +139,28 @@ class CosmosSelfAttention(_Attention):
         super().__init__(config, submodules, layer_number, pg_collection, "self")
         self.linear_qkv = self._column_linear(submodules.linear_qkv, config, config.hidden_size, "qkv", 3)
 
-    def forward(self, x_sBD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """[s, B, D] -> [s, B, D]; `rope` holds cosine and sine [s, 1 or B, 1, H / 2]."""
+    def forward(
+        self,
+        x_sBD: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        limits: PackedSeqParams | None = None,
+        tokens_shared: bool = True,
+    ) -> torch.Tensor:
+        """Attends.
+
+        Args:
+            x_sBD: Hidden states, normed.
+            rope: Cosine and sine [s, 1 or B, 1, H / 2].
+            limits: Bounds of packed clips.
+            tokens_shared: Whether the context-parallel ranks share the sequence, or each has one of its own.
+
+        Returns:
+            [s, B, D].
+        """
         qkv = rearrange(self.linear_qkv(x_sBD)[0], "s B (N three H) -> s B N three H", three=3, H=self.head_dim)
         query, key, value = qkv.unbind(dim=3)
-        return self._attend(
-            apply_rope(self.q_layernorm(query), rope), apply_rope(self.k_layernorm(key), rope), value.contiguous()
-        )
+        query, key = apply_rope(self.q_layernorm(query), rope), apply_rope(self.k_layernorm(key), rope)
+        return self._attend(query, key, value.contiguous(), limits, tokens_shared)
 
 
 class CosmosCrossAttention(_Attention):
@@ -143,9 +183,11 @@ class CosmosCrossAttention(_Attention):
         whole_text.sequence_parallel = False
         self.linear_kv = self._column_linear(submodules.linear_kv, whole_text, config.crossattn_emb_channels, "kv", 2)
 
-    def forward(self, x_sBD: torch.Tensor, text_LBC: torch.Tensor) -> torch.Tensor:
-        """[s, B, D] -> [s, B, D]; `text_LBC` [L, B, crossattn_emb_channels]."""
+    def forward(
+        self, x_sBD: torch.Tensor, text_LBC: torch.Tensor, limits: PackedSeqParams | None = None
+    ) -> torch.Tensor:
+        """[s, B, D] -> [s, B, D]; `text_LBC` [L, B, crossattn_emb_channels], `limits` bounds packed clips and texts."""
         query = rearrange(self.linear_q(x_sBD)[0], "s B (N H) -> s B N H", H=self.head_dim)
         kv = rearrange(self.linear_kv(text_LBC)[0], "L B (N two H) -> L B N two H", two=2, H=self.head_dim)
         key, value = kv.unbind(dim=3)
-        return self._attend(self.q_layernorm(query), self.k_layernorm(key), value.contiguous())
+        return self._attend(self.q_layernorm(query), self.k_layernorm(key), value.contiguous(), limits)

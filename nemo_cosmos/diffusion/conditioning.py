@@ -24,13 +24,16 @@ class ConditioningConfig:
     min_condition_frames: int = 0
     """Fewest latent frames given as condition; 0 with `max_condition_frames` 0 is Text2World."""
     max_condition_frames: int = 0
-    """Most latent frames given; the number is drawn uniformly."""
+    """Most latent frames given; the number is drawn uniformly. A picture, of one latent frame, is given none."""
     condition_dropout: float = 0.0
-    """Probability of giving no frame at all."""
+    """Probability of hiding the given frames, for guidance: zeros stand in their slots and the mask says nothing of
+    them, but the loss leaves them out as ever."""
     action_dropout: float = 0.0
     """Probability of replacing a sample's actions by zeros."""
     augment_sigma: float = 0.001
-    """Noise put on given frames; the published inference value."""
+    """Noise level of given frames, or the median of the levels that samples draw; the published inference value."""
+    augment_p_std: float = 0.0
+    """Standard deviation of ln(augment_sigma) over the samples; 0 gives all of them the same."""
 
     def __post_init__(self) -> None:
         """Refuses impossible probabilities and counts."""
@@ -40,6 +43,9 @@ class ConditioningConfig:
         if not 0 <= self.min_condition_frames <= self.max_condition_frames:
             got = (self.min_condition_frames, self.max_condition_frames)
             raise user_error("min/max_condition_frames", got, "0 <= min <= max", "Correct the recipe.")
+        if self.augment_sigma <= 0 or self.augment_p_std < 0:
+            got = (self.augment_sigma, self.augment_p_std)
+            raise user_error("augment_sigma, augment_p_std", got, "above 0, and 0 or more", "Correct the recipe.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,10 @@ class Draws:
     """float 0 or 1, [B]."""
     num_condition_frames: torch.Tensor
     """int64 [B], latent frames."""
+    keep_frames: torch.Tensor
+    """float 0 or 1, [B]; whether the given frames are shown."""
+    augment_sigma: torch.Tensor
+    """Noise level of given frames, [B]."""
 
 
 def draw(config: ConditioningConfig, shape: torch.Size, draw_ids: torch.Tensor, *, seed: int) -> Draws:
@@ -81,6 +91,8 @@ def draw(config: ConditioningConfig, shape: torch.Size, draw_ids: torch.Tensor, 
         keep_text=columns[3],
         keep_actions=columns[4],
         num_condition_frames=columns[5],
+        keep_frames=columns[6],
+        augment_sigma=columns[7],
     )
 
 
@@ -93,10 +105,13 @@ def _draw_one(config: ConditioningConfig, shape: torch.Size, seed: int, draw_id:
     augment_noise = torch.from_numpy(generator.standard_normal(shape[1:], dtype=np.float32))
     span = config.max_condition_frames - config.min_condition_frames + 1
     frames = config.min_condition_frames + (uniforms[0] * span).long().clamp(max=span - 1)
-    frames = torch.where(uniforms[1] < config.condition_dropout, 0, frames)
+    keep_frames = (uniforms[1] >= config.condition_dropout).float()
     keep_text = (uniforms[2] >= config.text_dropout).float()
     keep_actions = (uniforms[3] >= config.action_dropout).float()
-    return sigma_normal, noise, augment_noise, keep_text, keep_actions, frames
+    # Drawn last, so that runs without it draw what they always drew.
+    augment_normal = torch.tensor(generator.standard_normal(dtype=np.float32))
+    augment_sigma = config.augment_sigma * (config.augment_p_std * augment_normal).exp()
+    return sigma_normal, noise, augment_noise, keep_text, keep_actions, frames, keep_frames, augment_sigma
 
 
 def condition_mask(num_condition_frames: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -121,7 +136,7 @@ def network_input(
     given: torch.Tensor,
     mask: torch.Tensor,
     augment_noise: torch.Tensor,
-    augment_sigma: float,
+    augment_sigma: float | torch.Tensor,
 ) -> torch.Tensor:
     """Scales the noisy latent for the network and puts the given frames in their slots.
 
@@ -134,12 +149,12 @@ def network_input(
         given: Clean latent to take the given frames from, B C T H W.
         mask: 1 where given, B 1 T H W.
         augment_noise: N(0, 1), B C T H W.
-        augment_sigma: Noise level of given frames.
+        augment_sigma: Noise level of given frames, one number or one per sample.
 
     Returns:
         B C T H W, about unit variance.
     """
     scaled = noisy * edm.c_in(per_sample(sigma_B))
-    level = torch.as_tensor(augment_sigma, dtype=noisy.dtype, device=noisy.device)
+    level = per_sample(torch.as_tensor(augment_sigma, dtype=noisy.dtype, device=noisy.device))
     augmented = (given + level * augment_noise) * edm.c_in(level)
     return torch.where(mask.bool(), augmented, scaled)

@@ -39,8 +39,8 @@ class DiTConfig(TransformerConfig):
     """Latent rows, and columns, per token."""
     max_latent_size: tuple[int, int, int] = (128, 240, 240)
     """Largest latent grid T, H, W that positions exist for."""
-    extra_pos_embed: Literal["learnable"] | None = "learnable"
-    """Positions added at the input of every block, besides the rotary ones."""
+    extra_pos_embed: Literal["learnable", "sincos"] | None = "learnable"
+    """Positions added at the input of every block, besides the rotary ones; the multi-view models have fixed ones."""
     rope_ratio: tuple[float, float, float] = (2.0, 1.0, 1.0)
     """NTK extrapolation ratio of the rotary positions along T, H, W."""
     base_fps: float = 24.0
@@ -74,6 +74,8 @@ class DiTConfig(TransformerConfig):
     init_method: Callable[[torch.Tensor], torch.Tensor] | None = None
     output_layer_init_method: Callable[[torch.Tensor], torch.Tensor] | None = None
     pipeline_dtype: torch.dtype | None = None
+    variable_seq_lengths: bool = True
+    """More rows than tokens cross between pipeline stages (see `stage_input.py`), and images have fewer than videos."""
 
     def __post_init__(self) -> None:
         """Fills what follows from other fields and refuses what the model cannot be.
@@ -97,6 +99,21 @@ class DiTConfig(TransformerConfig):
             self.overlap_p2p_comm, self.batch_p2p_comm = True, False
         super().__post_init__()
         self._check_sizes()
+        self._check_recomputation()
+
+    def _check_recomputation(self) -> None:
+        known = {"core_attn", "mlp"}
+        if self.recompute_granularity == "selective" and not set(self.recompute_modules) <= known:
+            raise user_error(
+                "recompute_modules",
+                self.recompute_modules,
+                f"some of {sorted(known)}",
+                "Leave the others out, or recompute whole blocks: recompute_granularity='full'.",
+            )
+        if self.distribute_saved_activations:
+            raise user_error(
+                "distribute_saved_activations", True, "False", "Use sequence_parallel, which divides them as well."
+            )
 
     def _check_sizes(self) -> None:
         if self.kv_channels % 2 or self.kv_channels < 18:
@@ -110,18 +127,15 @@ class DiTConfig(TransformerConfig):
         if self.patch_temporal < 1 or self.patch_spatial < 1 or min(self.max_latent_size) < 1:
             sizes = (self.patch_temporal, self.patch_spatial, self.max_latent_size)
             raise user_error("patch sizes and max_latent_size", sizes, "positive numbers", "Correct the configuration.")
-        if self.extra_pos_embed not in ("learnable", None):
-            raise user_error("extra_pos_embed", self.extra_pos_embed, "'learnable' or None", "Choose one of these.")
+        if self.extra_pos_embed not in ("learnable", "sincos", None):
+            raise user_error(
+                "extra_pos_embed", self.extra_pos_embed, "'learnable', 'sincos' or None", "Choose one of these."
+            )
         if self.action_dim is not None and (self.action_dim < 1 or self.patch_temporal != 1):
             got = (self.action_dim, self.patch_temporal)
             raise user_error(
                 "action_dim, patch_temporal", got, "1 or more, and 1", "One action goes to one latent frame."
             )
-
-    @property
-    def has_cond_embedder(self) -> bool:
-        """Tells Megatron to add up the gradients of parameters that stand on every pipeline stage."""
-        return True
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
@@ -227,6 +241,34 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
             parts,
             f"a divisor of the {num_tokens} tokens of a sample",
             f"Nearest: {_nearest_divisors(parts, num_tokens)}; or tokens: {_nearest_multiples(num_tokens, parts)}.",
+        )
+
+
+def check_variable_lengths(config: DiTConfig, pp: int) -> None:
+    """Refuses a pipeline whose stages expect sequences of one length.
+
+    Args:
+        config: The model; `variable_seq_lengths` and `virtual_pipeline_model_parallel_size` are read.
+        pp: Pipeline-parallel size.
+
+    Raises:
+        UserError: With the reason and what would do.
+    """
+    if pp > 1 and not config.variable_seq_lengths:
+        raise user_error(
+            "variable_seq_lengths",
+            False,
+            "True, for samples differ in length and the model is cut into pipeline stages",
+            "Set it in the model's configuration.",
+        )
+    if config.virtual_pipeline_model_parallel_size is not None:
+        # Megatron sends lengths in one batch of messages, in which two stages take those of hidden states for those of
+        # gradients.
+        raise user_error(
+            "virtual pipeline-parallel size",
+            config.virtual_pipeline_model_parallel_size,
+            "None, for samples differ in length",
+            "Use a pipeline that is not interleaved.",
         )
 
 

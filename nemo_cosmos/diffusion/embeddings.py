@@ -1,4 +1,4 @@
-"""What turns the model's inputs into vectors: patches, time, actions, learned positions, and the uncertainty head.
+"""What turns the model's inputs into vectors: patches, time and actions; and the uncertainty head.
 
 Letters: B = batch, D = hidden size, F = 1, or latent frames where a frame has conditions of its own, S = tokens,
 s = tokens of this rank.
@@ -16,7 +16,6 @@ from torch.nn import functional
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.backend import Backend
-from nemo_cosmos.parallel.tokens import TokenShard
 
 
 def linear(in_features: int, out_features: int, config: DiTConfig, *, bias: bool = False) -> nn.Linear:
@@ -124,8 +123,6 @@ class ActionEmbedder(nn.Module):
 class ConditionEmbedder(nn.Module):
     """Time, and actions where the model takes them, to what the adaptive norms read.
 
-    Stands on every pipeline stage; `CosmosDiT` marks its parameters so that Megatron adds up their gradients.
-
     Source: time: Cosmos, https://arxiv.org/abs/2501.03575, 5.1.2. Actions: the same, 6.2: one network's output is added
     to the time features, another's to the shared vector; here for each latent frame.
     """
@@ -180,33 +177,6 @@ class ConditionEmbedder(nn.Module):
                 f"{expected} (batch, latent frames, width)",
                 "Group them per latent frame.",
             )
-
-
-class LearnablePositions(nn.Module):
-    """One table per axis; their sum, scaled to unit root mean square, is a token's position.
-
-    Source: Cosmos, https://arxiv.org/abs/2501.03575, 5.1.2 (absolute positional embedding).
-    """
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        sizes = config.token_grid(config.max_latent_size)
-        self.pos_emb_t, self.pos_emb_h, self.pos_emb_w = (
-            nn.Parameter(torch.empty(size, config.hidden_size, dtype=config.params_dtype)) for size in sizes
-        )
-
-    def forward(self, grid: tuple[int, int, int], shard: TokenShard, frames: slice) -> torch.Tensor:
-        """Positions of this rank's tokens, [s, 1, D]; only the frames it touches are added up."""
-        _, height, width = grid
-        table = (
-            self.pos_emb_t[frames, None, None].float()
-            + self.pos_emb_h[None, :height, None]
-            + self.pos_emb_w[None, None, :width]
-        )
-        first = frames.start * height * width
-        emb_sD = rearrange(table, "T H W D -> (T H W) D")[shard.start - first : shard.stop - first]
-        norm = torch.linalg.vector_norm(emb_sD, dim=-1, keepdim=True)
-        return (emb_sD / (1e-6 + norm / math.sqrt(emb_sD.shape[-1]))).to(self.pos_emb_t.dtype)[:, None]
 
 
 class UncertaintyHead(nn.Module):

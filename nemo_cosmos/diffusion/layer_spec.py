@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -17,6 +18,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from nemo_cosmos.diffusion.adaln import AdaLNLoRA, add_gated, modulate
 from nemo_cosmos.diffusion.attention import CosmosCrossAttention, CosmosSelfAttention, CrossAttentionSubmodules
 from nemo_cosmos.diffusion.config import DiTConfig
+from nemo_cosmos.diffusion.recompute import recomputes_module, run_recomputed
 from nemo_cosmos.parallel.backend import Backend
 
 
@@ -29,13 +31,17 @@ class BlockInputs:
     shared_FBC: torch.Tensor
     """Vector of width 3 D that all adaptive norms share."""
     tokens_per_frame: torch.Tensor | None
-    """Tokens of this rank in each of its F frames where they are not equally many, int64 [F]."""
+    """Tokens of this rank in each of its F frames, or clips of a pack, where they are not equally many; int64 [F]."""
     text_LBC: torch.Tensor
     """Text tokens."""
     rope: tuple[torch.Tensor, torch.Tensor]
     """Cosine and sine of the rotary angles."""
     positions_s1D: torch.Tensor | None
-    """Learned positions added at every block's input."""
+    """Positions added at every block's input."""
+    tokens_shared: bool
+    """Whether the context-parallel ranks share the sequence."""
+    limits: tuple[PackedSeqParams | None, PackedSeqParams | None] = (None, None)
+    """Bounds of packed clips, for self-attention and for cross-attention."""
 
     def modulation(self, adaln: AdaLNLoRA) -> tuple[torch.Tensor, ...]:
         """Shift, scale and, for blocks, gate; each with one row for all tokens, per frame, or per token."""
@@ -92,11 +98,23 @@ class DiTBlock(MegatronModule):
         if inputs.positions_s1D is not None:
             x_sBD = x_sBD + inputs.positions_s1D
         shift, scale, gate = inputs.modulation(self.adaln_self_attention)
-        x_sBD = add_gated(x_sBD, gate, self.self_attention(modulate(x_sBD, shift, scale, eps), inputs.rope))
+        attended = self.self_attention(
+            modulate(x_sBD, shift, scale, eps), inputs.rope, inputs.limits[0], inputs.tokens_shared
+        )
+        x_sBD = add_gated(x_sBD, gate, attended)
         shift, scale, gate = inputs.modulation(self.adaln_cross_attention)
-        x_sBD = add_gated(x_sBD, gate, self.cross_attention(modulate(x_sBD, shift, scale, eps), inputs.text_LBC))
+        attended = self.cross_attention(modulate(x_sBD, shift, scale, eps), inputs.text_LBC, inputs.limits[1])
+        x_sBD = add_gated(x_sBD, gate, attended)
         shift, scale, gate = inputs.modulation(self.adaln_mlp)
-        return add_gated(x_sBD, gate, self.mlp(modulate(x_sBD, shift, scale, eps))[0])
+        return add_gated(x_sBD, gate, self._mlp(modulate(x_sBD, shift, scale, eps)))
+
+    def _mlp(self, x_sBD: torch.Tensor) -> torch.Tensor:
+        def run(x_sBD: torch.Tensor) -> torch.Tensor:
+            return self.mlp(x_sBD)[0]
+
+        if self.training and recomputes_module(self.config, "mlp"):
+            return run_recomputed(run, x_sBD, config=self.config)
+        return run(x_sBD)
 
 
 def dit_block_spec(backend: Backend) -> ModuleSpec:

@@ -21,29 +21,32 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron.core.transformer.utils import sharded_state_dict_default
 from megatron.core.utils import make_viewless_tensor
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from nemo_cosmos.diffusion.adaln import AdaLNLoRA, modulate
-from nemo_cosmos.diffusion.config import DiTConfig, check_layout
-from nemo_cosmos.diffusion.embeddings import (
-    ConditionEmbedder,
-    LearnablePositions,
-    PatchEmbed,
-    UncertaintyHead,
-    linear,
-    unpatchify,
-)
+from nemo_cosmos.diffusion.config import DiTConfig, check_layout, check_variable_lengths
+from nemo_cosmos.diffusion.embeddings import ConditionEmbedder, PatchEmbed, UncertaintyHead, linear, unpatchify
 from nemo_cosmos.diffusion.initialization import initialize_weights, tensor_parallel_axis
-from nemo_cosmos.diffusion.layer_spec import BlockInputs, dit_block_spec
+from nemo_cosmos.diffusion.layer_spec import BlockInputs, DiTBlock, dit_block_spec
+from nemo_cosmos.diffusion.packing import Pack, check_pack
+from nemo_cosmos.diffusion.positions import Grid, LearnablePositions, learned_positions, sincos_positions
+from nemo_cosmos.diffusion.recompute import run_blocks
 from nemo_cosmos.diffusion.rope import rope_tables
+from nemo_cosmos.diffusion.stage_input import Conditioning, pack, unpack
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.backend import get_backend
-from nemo_cosmos.parallel.tokens import TokenShard, count_once, gather_tokens, split_tokens, token_shard
+from nemo_cosmos.parallel.fsdp import describe_shard, is_sharded
+from nemo_cosmos.parallel.tokens import (
+    TokenShard,
+    count_once,
+    gather_tokens,
+    join_samples,
+    share_samples,
+    split_tokens,
+    token_shard,
+    without_context,
+)
 
 Fps = float | torch.Tensor | None
-
-_ON_EVERY_STAGE = ("conditioning.", "extra_pos_embedder.")
-"""Modules that each pipeline stage holds a copy of."""
 
 
 class FinalLayer(nn.Module):
@@ -64,8 +67,9 @@ class FinalLayer(nn.Module):
 class CosmosDiT(MegatronModule):
     """The network F of the EDM denoiser, on one pipeline stage.
 
-    Time, actions and positions are embedded anew on every stage from the batch, so that only hidden states cross
-    between stages. Needs Megatron's process groups, also on one rank.
+    Time, actions and learned positions are embedded on the first stage and cross to the others behind the hidden states
+    (see `stage_input.py`). Context-parallel ranks share the tokens of a video, and of images the samples. Needs
+    Megatron's process groups, also on one rank.
 
     Args:
         config: Sizes and layout.
@@ -77,6 +81,9 @@ class CosmosDiT(MegatronModule):
     Raises:
         UserError: The layout cannot hold this model; raised before any weight is allocated.
     """
+
+    fsdp_units = (DiTBlock, UncertaintyHead)
+    """What `parallel.fsdp` gathers as one: the head too, since it runs apart from the rest."""
 
     def __init__(
         self,
@@ -99,9 +106,9 @@ class CosmosDiT(MegatronModule):
 
         if pre_process:
             self.x_embedder = PatchEmbed(config)
-        self.conditioning = ConditionEmbedder(config, backend)
-        if config.extra_pos_embed == "learnable":
-            self.extra_pos_embedder = LearnablePositions(config)
+            self.conditioning = ConditionEmbedder(config, backend)
+            if config.extra_pos_embed == "learnable":
+                self.extra_pos_embedder = LearnablePositions(config)
         self.layer_offset = get_transformer_layer_offset(config, vp_stage, groups.pp.rank())
         num_layers = get_num_layers_to_build(config, vp_stage, groups.pp.rank())
         spec = dit_block_spec(backend)
@@ -119,52 +126,87 @@ class CosmosDiT(MegatronModule):
             groups=groups,
             draw=config.perform_initialization,
         )
-        self._mark_replicated_parameters()
+        self._mark_sequence_parallel()
 
     def forward(
         self,
-        x_BCTHW: torch.Tensor,
+        x_BCTHW: torch.Tensor | list[torch.Tensor],
         timesteps_B: torch.Tensor,
         crossattn_emb_BLD: torch.Tensor,
         *,
         fps: Fps = None,
         padding_mask_B1HW: torch.Tensor | None = None,
-        condition_mask_B1THW: torch.Tensor | None = None,
+        condition_mask_B1THW: torch.Tensor | list[torch.Tensor] | None = None,
         actions_BTA: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | list[torch.Tensor]:
         """Predicts; all ranks of a tensor- and context-parallel group take and give the whole latent.
 
+        Clips of different sizes may be packed into one sequence, in which each attends to itself and to its own text:
+        then latents and condition masks are lists of one clip each, B is their number everywhere else, and there are
+        neither actions nor padding masks.
+
         Args:
-            x_BCTHW: Noisy latent times c_in; every stage needs it for its shape.
+            x_BCTHW: Noisy latent times c_in; every stage needs it for its shape. A list of 1 C T H W packs.
             timesteps_B: c_noise of each sample.
             crossattn_emb_BLD: Text tokens, padding zeroed.
             fps: Frames per second, one number or one per sample; None (images) numbers frames as they come.
             padding_mask_B1HW: 1 where a pixel is padding, at any resolution; None means nowhere.
-            condition_mask_B1THW: 1 where the latent is given, broadcastable; None means nowhere.
+            condition_mask_B1THW: 1 where the latent is given, broadcastable; None means nowhere. A list in a pack.
             actions_BTA: [B, T, action_dim * action_frames_per_latent], or None.
 
         Returns:
-            B C T H W on the last pipeline stage, hidden states s B D on others.
+            B C T H W, or a list of 1 C T H W for a pack, on the last pipeline stage; on others what the next one takes
+            (see `stage_input.py`).
 
         Raises:
             UserError: A size does not fit the model or the layout.
         """
-        grid = self.config.token_grid(tuple(x_BCTHW.shape[2:]))
+        inputs = (x_BCTHW, timesteps_B, crossattn_emb_BLD, fps, padding_mask_B1HW, condition_mask_B1THW, actions_BTA)
+        if isinstance(x_BCTHW, list):
+            self._check_pack(*inputs)
+            return self._forward(self.groups, *inputs)
+        cp, num_samples = self.groups.cp, len(x_BCTHW)
+        if cp.size() == 1 or x_BCTHW.shape[2] > 1:
+            return self._forward(self.groups, *inputs)
+        own = (share_samples(x, num_samples, cp) for x in inputs)
+        output = self._forward(without_context(self.groups), *own)
+        return join_samples(output, num_samples, cp) if self.post_process else output
+
+    def _forward(
+        self,
+        groups: ProcessGroupCollection,
+        x_BCTHW: torch.Tensor | list[torch.Tensor],
+        timesteps_B: torch.Tensor,
+        text_BLD: torch.Tensor,
+        fps: Fps,
+        padding_mask_B1HW: torch.Tensor | None,
+        condition_mask_B1THW: torch.Tensor | list[torch.Tensor] | None,
+        actions_BTA: torch.Tensor | None,
+    ) -> torch.Tensor | list[torch.Tensor]:
+        is_packed = isinstance(x_BCTHW, list)
+        clips = x_BCTHW if isinstance(x_BCTHW, list) else [x_BCTHW]
+        clips_at = Pack(grids=tuple(self.config.token_grid(tuple(clip.shape[2:])) for clip in clips))
         sequence_parallel = self.config.sequence_parallel
-        shard = token_shard(grid[0] * grid[1] * grid[2], self.groups, sequence_parallel=sequence_parallel)
-        self.conditioning.check_actions(actions_BTA, len(x_BCTHW), x_BCTHW.shape[2])
-        inputs = self._block_inputs(timesteps_B, crossattn_emb_BLD, grid, shard, fps, actions_BTA)
+        shard = token_shard(sum(clips_at.lengths), groups, sequence_parallel=sequence_parallel)
+        pieces = clips_at.pieces(shard)
         if self.pre_process:
-            patches_SBP = self.x_embedder.tokens(x_BCTHW, condition_mask_B1THW, padding_mask_B1HW)
-            hidden = self.x_embedder(split_tokens(patches_SBP, self.groups, sequence_parallel=sequence_parallel))
+            patches_SBP = self._patches(clips, condition_mask_B1THW, padding_mask_B1HW)
+            hidden = self.x_embedder(split_tokens(patches_SBP, groups, sequence_parallel=sequence_parallel))
+            conditioning = self._condition(timesteps_B, actions_BTA, clips, clips_at, pieces, is_packed)
         else:
-            hidden = self.input_tensor
-        for index, block in enumerate(self.blocks):
-            hidden = self._run_block(index, block, hidden, inputs)
+            frames = _frames_of(pieces[0][1], clips_at.grids[0])
+            num_groups = len(pieces) if is_packed else 1 if actions_BTA is None else frames.stop - frames.start
+            hidden, conditioning = unpack(self.input_tensor, len(shard), num_groups)
+        inputs = self._block_inputs(conditioning, text_BLD, groups, clips_at, shard, fps, is_packed)
+        hidden = run_blocks(list(self.blocks), hidden, inputs, config=self.config)
         if not self.post_process:
-            return make_viewless_tensor(hidden, requires_grad=True, keep_graph=True)
-        patches_SBP = gather_tokens(self.final_layer(hidden, inputs), self.groups, sequence_parallel=sequence_parallel)
-        return unpatchify(patches_SBP, grid, self.config.patch_size)
+            return make_viewless_tensor(pack(hidden, conditioning), requires_grad=True, keep_graph=True)
+        patches_SBP = gather_tokens(self.final_layer(hidden, inputs), groups, sequence_parallel=sequence_parallel)
+        predicted = [
+            unpatchify(patches, grid, self.config.patch_size)
+            for patches, grid in zip(patches_SBP.split(clips_at.lengths), clips_at.grids, strict=True)
+        ]
+        return predicted if is_packed else predicted[0]
 
     def logvar(self, timesteps_B: torch.Tensor) -> torch.Tensor:
         """Predicted log-variance of the loss at each sample's c_noise; float32 [B], on the last stage only."""
@@ -174,52 +216,140 @@ class CosmosDiT(MegatronModule):
         """Takes the hidden states that the previous pipeline stage sent; called by Megatron's schedules."""
         self.input_tensor = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
 
-    def _block_inputs(
+    def _patches(
+        self,
+        clips: list[torch.Tensor],
+        condition_mask_B1THW: torch.Tensor | list[torch.Tensor] | None,
+        padding_mask_B1HW: torch.Tensor | None,
+    ) -> torch.Tensor:
+        masks = condition_mask_B1THW if isinstance(condition_mask_B1THW, list) else [condition_mask_B1THW] * len(clips)
+        patches = [
+            self.x_embedder.tokens(clip, mask, padding_mask_B1HW) for clip, mask in zip(clips, masks, strict=True)
+        ]
+        return torch.cat(patches) if len(patches) > 1 else patches[0]
+
+    def _condition(
         self,
         timesteps_B: torch.Tensor,
+        actions_BTA: torch.Tensor | None,
+        clips: list[torch.Tensor],
+        clips_at: Pack,
+        pieces: list[tuple[int, TokenShard]],
+        is_packed: bool,
+    ) -> Conditioning:
+        self.conditioning.check_actions(actions_BTA, len(clips[0]), clips[0].shape[2])
+        spans = [(clips_at.grids[index], _frames_of(piece, clips_at.grids[index])) for index, piece in pieces]
+        if is_packed:  # each clip is a group of tokens with a modulation of its own
+            present = slice(pieces[0][0], pieces[-1][0] + 1)
+            emb_FBD, shared_FBC = (
+                x_1BD.transpose(0, 1) for x_1BD in self.conditioning(timesteps_B[present], None, slice(0))
+            )
+        else:
+            emb_FBD, shared_FBC = self.conditioning(timesteps_B, actions_BTA, spans[0][1])
+        rows = None
+        if self.config.extra_pos_embed == "learnable":
+            rows = torch.cat([self.extra_pos_embedder(grid, frames) for grid, frames in spans])
+        return Conditioning(emb_FBD=emb_FBD, shared_FBC=shared_FBC, position_rows_RD=rows)
+
+    def _block_inputs(
+        self,
+        conditioning: Conditioning,
         text_BLD: torch.Tensor,
-        grid: tuple[int, int, int],
+        groups: ProcessGroupCollection,
+        clips_at: Pack,
         shard: TokenShard,
         fps: Fps,
-        actions_BTA: torch.Tensor | None,
+        is_packed: bool,
     ) -> BlockInputs:
-        if text_BLD.ndim != 3 or text_BLD.shape[-1] != self.config.crossattn_emb_channels:
-            expected = f"[batch, tokens, {self.config.crossattn_emb_channels}]"
+        config = self.config
+        if text_BLD.ndim != 3 or text_BLD.shape[-1] != config.crossattn_emb_channels:
+            expected = f"[batch, tokens, {config.crossattn_emb_channels}]"
             raise user_error(
                 "crossattn_emb_BLD", tuple(text_BLD.shape), expected, "Use the encoder it was trained with."
             )
-        per_frame = grid[1] * grid[2]
-        frames = slice(shard.start // per_frame, (shard.stop - 1) // per_frame + 1)
-        emb_FBD, shared_FBC = self.conditioning(timesteps_B, actions_BTA, frames)
-        positions = self.extra_pos_embedder(grid, shard, frames) if self.config.extra_pos_embed else None
-        # Linear layers gather what sequence parallelism splits: attention sees the whole context-parallel piece.
-        attended = token_shard(shard.total, self.groups, sequence_parallel=False)
-        rope = rope_tables(
-            grid,
-            self.config.kv_channels,
-            self.config.rope_ratio,
-            _frame_steps(fps, self.config.base_fps),
-            (attended.start, attended.stop),
-            text_BLD.device,
-        )
+        emb_FBD, device = conditioning.emb_FBD, text_BLD.device
+        pieces = clips_at.pieces(shard)
+        counts, limits = None, (None, None)
+        if is_packed:
+            counts = torch.tensor([len(piece) for _, piece in pieces], device=device)
+            limits = clips_at.attention_limits(text_BLD.shape[1], device)
+        elif len(emb_FBD) > 1:
+            counts = _uneven_frames(shard, clips_at.grids[0], _frames_of(shard, clips_at.grids[0]), device)
+        layout = "B L C -> (B L) 1 C" if is_packed else "B L C -> L B C"
         return BlockInputs(
             emb_FBD=emb_FBD,
-            shared_FBC=shared_FBC,
-            tokens_per_frame=_uneven_frames(shard, per_frame, frames, text_BLD.device) if len(emb_FBD) > 1 else None,
-            text_LBC=rearrange(text_BLD, "B L C -> L B C").to(emb_FBD.dtype).contiguous(),
-            rope=rope,
-            positions_s1D=positions,
+            shared_FBC=conditioning.shared_FBC,
+            tokens_per_frame=counts,
+            text_LBC=rearrange(text_BLD, layout).to(emb_FBD.dtype).contiguous(),
+            rope=self._rope(groups, clips_at, fps, is_packed, device),
+            positions_s1D=self._positions(conditioning, clips_at, pieces),
+            tokens_shared=groups.cp.size() > 1,
+            limits=limits,
         )
 
-    def _run_block(self, index: int, block: nn.Module, hidden: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+    def _positions(
+        self, conditioning: Conditioning, clips_at: Pack, pieces: list[tuple[int, TokenShard]]
+    ) -> torch.Tensor | None:
+        config, parts = self.config, []
+        if conditioning.position_rows_RD is not None:
+            spans = [(clips_at.grids[index], piece) for index, piece in pieces]
+            frames = [_frames_of(piece, grid) for grid, piece in spans]
+            sizes = [f.stop - f.start + grid[1] + grid[2] for f, (grid, _) in zip(frames, spans, strict=True)]
+            for rows, f, (grid, piece) in zip(conditioning.position_rows_RD.split(sizes), frames, spans, strict=True):
+                parts.append(learned_positions(rows, grid, piece, f))
+        elif config.extra_pos_embed == "sincos":
+            emb = conditioning.emb_FBD
+            for index, piece in pieces:
+                place = (piece.start, piece.stop)
+                parts.append(sincos_positions(clips_at.grids[index], config.hidden_size, place, emb.dtype, emb.device))
+        return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None
+
+    def _rope(
+        self, groups: ProcessGroupCollection, clips_at: Pack, fps: Fps, is_packed: bool, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
-        recompute = config.recompute_granularity == "full" and torch.is_grad_enabled()
-        if recompute and config.recompute_method == "block":
-            recompute = index < config.recompute_num_layers
-        if not recompute:
-            return block(hidden, inputs)
-        # No random numbers are drawn in a block, so there is no random state to keep.
-        return checkpoint(block, hidden, inputs, use_reentrant=False, preserve_rng_state=config.attention_dropout > 0)
+        # Linear layers gather what sequence parallelism splits: attention sees the whole context-parallel piece.
+        attended = token_shard(sum(clips_at.lengths), groups, sequence_parallel=False)
+        rates = fps.tolist() if is_packed and isinstance(fps, torch.Tensor) else [fps] * len(clips_at.grids)
+        tables = [
+            rope_tables(
+                clips_at.grids[index],
+                config.kv_channels,
+                config.rope_ratio,
+                _frame_steps(rates[index], config.base_fps),
+                (piece.start, piece.stop),
+                device,
+            )
+            for index, piece in clips_at.pieces(attended)
+        ]
+        if len(tables) == 1:
+            return tables[0]
+        cosines, sines = zip(*tables, strict=True)
+        return torch.cat(cosines), torch.cat(sines)
+
+    def _check_pack(
+        self,
+        clips: list[torch.Tensor],
+        timesteps_B: torch.Tensor,
+        text_BLD: torch.Tensor,
+        fps: Fps,
+        padding_mask: torch.Tensor | None,
+        masks: torch.Tensor | list[torch.Tensor] | None,
+        actions: torch.Tensor | None,
+    ) -> None:
+        if padding_mask is not None or actions is not None:
+            raise user_error("padding mask and actions of a pack", "given", "None", "Train on batches of one size.")
+        check_pack(
+            clips,
+            {
+                "timesteps_B": len(timesteps_B),
+                "crossattn_emb_BLD": len(text_BLD),
+                "fps": len(fps) if isinstance(fps, torch.Tensor) else None,
+                "condition_mask_B1THW": None if masks is None else len(masks),
+            },
+            context_parallel=self.groups.cp.size(),
+        )
+        check_variable_lengths(self.config, self.groups.pp.size())
 
     def global_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters and buffers under the names they have on one rank."""
@@ -229,19 +359,12 @@ class CosmosDiT(MegatronModule):
                 name = f"blocks.{self.layer_offset + int(index)}.{rest}"
             yield name, tensor
 
-    def _mark_replicated_parameters(self) -> None:
-        """Sets the marks by which Megatron adds up gradients and counts each parameter once in the gradient norm."""
-        first_copy = self.groups.pp.rank() == 0 and not self.vp_stage
+    def _mark_sequence_parallel(self) -> None:
+        """Marks the parameters whose gradients Megatron adds up over the ranks that split the tokens."""
         for name, parameter in self.named_parameters():
             # The uncertainty head sees the same numbers on every rank; all else sees this rank's tokens only.
             if tensor_parallel_axis(name) is None and not name.startswith("logvar_head."):
                 parameter.sequence_parallel = self.config.sequence_parallel
-            if name.startswith(_ON_EVERY_STAGE):
-                parameter.pipeline_parallel = True
-                parameter.shared = not first_copy
-                # The distributed optimizer cuts its buckets over the data-parallel ranks before the stages add up their
-                # gradients: only in a bucket of its own, which this mark asks for, is a copy cut alike on every stage.
-                parameter.shared_embedding = self.groups.pp.size() > 1
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -250,22 +373,17 @@ class CosmosDiT(MegatronModule):
         sharded: ShardedStateDict = {}
         for name, module in self.named_children():
             if name != "blocks":
-                part = sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata)
-                if f"{name}." in _ON_EVERY_STAGE:
-                    self._number_copies(part)
-                sharded.update(part)
+                sharded.update(sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata))
         for index, block in enumerate(self.blocks):
             local = f"{prefix}blocks.{index}."
             part = sharded_state_dict_default(block, local, sharded_offsets, metadata)
             replace_prefix_for_sharding(part, local, f"{prefix}blocks.{self.layer_offset + index}.")
             sharded.update(part)
+        for (name, parameter), (global_name, _) in zip(self.named_parameters(), self.global_tensors(), strict=False):
+            if is_sharded(parameter):
+                axis = tensor_parallel_axis(name)
+                sharded[prefix + name] = describe_shard(prefix + global_name, parameter, axis, self.groups)
         return sharded
-
-    def _number_copies(self, part: ShardedStateDict) -> None:
-        """Tells the copies on the pipeline stages apart, so that the first alone is written."""
-        copy_number = (self.vp_stage or 0) * self.groups.pp.size() + self.groups.pp.rank()
-        for entry in part.values():
-            entry.replica_id = (copy_number, *entry.replica_id[1:])
 
 
 def _frame_steps(fps: Fps, base_fps: float) -> tuple[float, ...]:
@@ -279,8 +397,15 @@ def _frame_steps(fps: Fps, base_fps: float) -> tuple[float, ...]:
     return steps[:1] if len(set(steps)) == 1 else steps
 
 
-def _uneven_frames(shard: TokenShard, per_frame: int, frames: slice, device: torch.device) -> torch.Tensor | None:
+def _frames_of(shard: TokenShard, grid: Grid) -> slice:
+    """Latent frames that this rank's tokens belong to."""
+    per_frame = grid[1] * grid[2]
+    return slice(shard.start // per_frame, (shard.stop - 1) // per_frame + 1)
+
+
+def _uneven_frames(shard: TokenShard, grid: Grid, frames: slice, device: torch.device) -> torch.Tensor | None:
     """Tokens of this rank in each frame it touches; None where it holds whole frames."""
+    per_frame = grid[1] * grid[2]
     if shard.start % per_frame == 0 and shard.stop % per_frame == 0:
         return None
     edges = [min(max(frame * per_frame, shard.start), shard.stop) for frame in range(frames.start, frames.stop + 1)]

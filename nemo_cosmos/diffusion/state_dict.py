@@ -140,7 +140,7 @@ def to_diffusers(model_state: State, config: DiTConfig) -> tuple[State, dict[str
     Raises:
         UserError: A weight is missing or unknown, or the model has action layers.
     """
-    _refuse_actions(config)
+    _refuse_what_diffusers_lacks(config)
     return _leave(model_state, config, "diffusers"), diffusers_config(config)
 
 
@@ -150,7 +150,7 @@ def from_diffusers(state: State, config: DiTConfig) -> State:
     Raises:
         UserError: A weight is missing or unknown, or the model has action layers.
     """
-    _refuse_actions(config)
+    _refuse_what_diffusers_lacks(config)
     return _enter(state, config, "diffusers")
 
 
@@ -237,7 +237,14 @@ def config_from_diffusers(values: dict[str, Any], **overrides: Any) -> DiTConfig
     return DiTConfig(**{**fields, **overrides})
 
 
-def _refuse_actions(config: DiTConfig) -> None:
+def _refuse_what_diffusers_lacks(config: DiTConfig) -> None:
+    if config.extra_pos_embed == "sincos":
+        raise user_error(
+            "extra_pos_embed",
+            "sincos",
+            "'learnable' or None",
+            "diffusers has no such positions; convert to 'reference'.",
+        )
     if config.action_dim is not None:
         raise user_error(
             "action_dim", config.action_dim, "None", "diffusers has no action layers; convert to 'reference'."

@@ -20,7 +20,8 @@ from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.architecture import architecture_of
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig, condition_mask, draw, network_input
-from nemo_cosmos.diffusion.config import DiTConfig, check_layout
+from nemo_cosmos.diffusion.config import DiTConfig, check_layout, check_variable_lengths
+from nemo_cosmos.diffusion.flops import training_flops
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighted_loss
 from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
@@ -29,7 +30,11 @@ from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.parallel.stages import stage_ends
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
+"""Tensors by name; lists of them, one clip each, for latents and masks of a pack."""
+
+_PICTURE_DRAWS = 2**40
+"""Apart stand the keys of the draws for the parts of one sample: more than training will ever have samples."""
 
 
 class DiffusionLossReduction(MeanLossReduction):
@@ -43,20 +48,41 @@ class DiffusionLossReduction(MeanLossReduction):
         super().__init__()
         self._edm = edm
 
-    def forward(self, batch: Batch, forward_out: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Batch]:
-        """Denoises by the network's output and compares with the clean latent."""
-        edm, sigma = self._edm, per_sample(batch["sigma"])
-        denoised = edm.c_skip(sigma) * batch["noisy"] + edm.c_out(sigma) * forward_out["network_output"].float()
-        loss_B, error_B = uncertainty_weighted_loss(
-            denoised,
-            batch["clean"],
-            edm.loss_weight(batch["sigma"]),
-            forward_out["logvar"].float(),
-            1 - batch["condition_mask"],
-        )
-        loss = loss_B.mean()
+    def forward(self, batch: Batch, forward_out: dict[str, Any]) -> tuple[torch.Tensor, Batch]:
+        """Denoises by the network's output and compares with the clean latent.
+
+        Samples count by their sizes: alike in a batch of one size, and so that every latent value counts alike in a
+        pack.
+        """
+        names = ("noisy", "clean", "free")
+        outputs, *latents = (_as_list(x) for x in (forward_out["network_output"], *(batch[name] for name in names)))
+        sizes = [len(output) for output in outputs]
+        per_part = zip(outputs, *latents, batch["sigma"].split(sizes), forward_out["logvar"].split(sizes), strict=True)
+        losses, errors = zip(*(self._per_sample(*part) for part in per_part), strict=True)
+        loss_B, error_B = torch.cat(losses), torch.cat(errors)
+        values = [x[0].numel() for x in outputs for _ in range(len(x))]
+        share_B = torch.tensor(values, dtype=torch.float64, device=loss_B.device)
+        share_B = (share_B / share_B.mean()).float()
+        loss = (share_B * loss_B).mean()
         # Cloned, because Megatron scales the loss in place.
-        return loss, {"avg": loss.detach().clone().view(1), "error": error_B.detach().mean().view(1)}
+        return loss, {"avg": loss.detach().clone().view(1), "error": (share_B * error_B.detach()).mean().view(1)}
+
+    def _per_sample(
+        self,
+        output: torch.Tensor,
+        noisy: torch.Tensor,
+        clean: torch.Tensor,
+        free: torch.Tensor,
+        sigma_B: torch.Tensor,
+        logvar_B: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        edm, sigma = self._edm, per_sample(sigma_B)
+        denoised = edm.c_skip(sigma) * noisy + edm.c_out(sigma) * output.float()
+        return uncertainty_weighted_loss(denoised, clean, edm.loss_weight(sigma_B), logvar_B.float(), free)
+
+
+def _as_list(latents: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    return latents if isinstance(latents, list) else [latents]
 
 
 class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
@@ -95,6 +121,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             config=OptimizerConfig(lr=2**-14.3, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.99, bf16=config.bf16)
         )
         self.optim.connect(self)
+        self._work = (0, 0)
         self._training_loss: DiffusionLossReduction | None = None
         self._validation_loss: DiffusionLossReduction | None = None
 
@@ -104,15 +131,20 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         kind = "action" if self.config.action_dim is not None else "text2world"
         return {"model": f"diffusion_{size}_{kind}", "config": architecture_of(self.config)}
 
-    def check_data(self, card: LatentCacheCard) -> None:
+    def check_data(self, *cards: LatentCacheCard) -> None:
         """Refuses latents that the network cannot take in its layout; the strategy calls it before anything is built.
 
         Args:
-            card: Of the latent cache that is trained on.
+            *cards: Of the latent caches that are trained on.
 
         Raises:
-            UserError: Channels, size or text width differ from the model's, or the ranks cannot share the tokens.
+            UserError: Channels, size or text width differ from the model's, the ranks cannot share the tokens, or
+                pipeline stages expect sequences of one length.
         """
+        if len({self._check_cache(card) for card in cards}) > 1:
+            check_variable_lengths(self.config, self.config.pipeline_model_parallel_size)
+
+    def _check_cache(self, card: LatentCacheCard) -> int:
         config, (channels, *size) = self.config, card.latent_shape
         if not card.continuous or channels != config.in_channels:
             raise user_error(
@@ -128,13 +160,15 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 f"{config.crossattn_emb_channels}, the model's crossattn_emb_channels",
                 "Tokenize with the text encoder that the model is made for, or change the model.",
             )
+        num_tokens = math.prod(config.token_grid(tuple(size)))
         check_layout(
             config,
             config.tensor_model_parallel_size,
             config.pipeline_model_parallel_size,
-            config.context_parallel_size,
-            math.prod(config.token_grid(tuple(size))),
+            config.context_parallel_size if size[0] > 1 else 1,  # of images the ranks share the samples
+            num_tokens,
         )
+        return num_tokens
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds this rank's share of the network, once the process groups are there."""
@@ -168,14 +202,54 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         """Takes the next batch and makes the network's input from it; the same on every pipeline stage."""
         batch = next(dataloader_iter)
         batch = batch[0] if isinstance(batch, tuple) else batch
-        return move_data_to_device(self.noised(batch), current_device())
+        made = self.noised_pack(batch["clips"]) if "clips" in batch else self.noised(batch)
+        self._count(made)
+        return move_data_to_device(made, current_device())
+
+    def take_work(self) -> tuple[int, int]:
+        """Gives the tokens and the floating-point operations of the batches since the last call, and forgets them.
+
+        Those of this data-parallel rank, over all ranks that share its batches.
+        """
+        work, self._work = self._work, (0, 0)
+        return work
+
+    def _count(self, batch: Batch) -> None:
+        tokens, flops = self._work
+        for clean in _as_list(batch["clean"]):
+            _, _, *size = clean.shape
+            tokens += len(clean) * math.prod(self.config.token_grid(tuple(size)))
+            text_length = batch["text_emb"].shape[1]
+            flops += training_flops(self.config, tuple(size), text_length=text_length, num_samples=len(clean))
+        self._work = (tokens, flops)
+
+    def noised_pack(self, clips: list[Batch]) -> Batch:
+        """Draws noise for clips of different sizes that are packed into one sequence.
+
+        Args:
+            clips: What `noised` takes, each a batch of one.
+
+        Returns:
+            As `noised`; latents and masks are lists of one clip each.
+
+        Raises:
+            UserError: As `noised`; or the network takes actions, which packs do not have.
+        """
+        if self.config.action_dim is not None:
+            raise user_error("actions in packs", "action_dim set", "None", "Train on batches of one size.")
+        made = [self.noised(clip) for clip in clips]
+        joined = ("sigma", "c_noise", "text_emb", "fps")
+        return {
+            name: torch.cat([one[name] for one in made]) if name in joined else [one[name] for one in made]
+            for name in made[0]
+        }
 
     def noised(self, batch: Batch) -> Batch:
         """Draws noise for a batch of `LatentDataset` items.
 
         Args:
-            batch: `latent` (normalised, B C T H W), `text_emb`, `fps`, `draw_id`, and `actions` where the network
-                takes them.
+            batch: `latent` (normalised, B C T H W; or B N C 1 H W, samples of N pictures), `text_emb`, `fps`,
+                `draw_id`, and `actions` where the network takes them.
 
         Returns:
             The network's inputs and the loss's targets.
@@ -184,8 +258,10 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             UserError: All latent frames may be given, which leaves none to learn from.
         """
         edm, config = self.edm, self.conditioning
+        batch = _one_by_one(batch) if batch["latent"].ndim == 6 else batch
         clean = batch["latent"] * edm.sigma_data
-        if config.max_condition_frames >= clean.shape[2]:
+        is_picture = clean.shape[2] == 1
+        if not is_picture and config.max_condition_frames >= clean.shape[2]:
             raise user_error(
                 "max_condition_frames",
                 config.max_condition_frames,
@@ -195,14 +271,18 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         draws = draw(config, clean.shape, batch["draw_id"], seed=self.seed)
         sigma = edm.sigma_of(draws.sigma_normal, clean.shape[2])
         noisy = clean + per_sample(sigma) * draws.noise
-        mask = condition_mask(draws.num_condition_frames, clean.shape)
+        num_given = draws.num_condition_frames
+        given = condition_mask(torch.zeros_like(num_given) if is_picture else num_given, clean.shape)
+        shown = given * per_sample(draws.keep_frames)
+        scaled = network_input(edm, noisy, sigma, clean, given, draws.augment_noise, draws.augment_sigma)
         made = {
             "clean": clean,
             "noisy": noisy,
             "sigma": sigma,
             "c_noise": edm.c_noise(sigma),
-            "condition_mask": mask,
-            "network_input": network_input(edm, noisy, sigma, clean, mask, draws.augment_noise, config.augment_sigma),
+            "condition_mask": shown,
+            "free": 1 - given,
+            "network_input": scaled.masked_fill(given != shown, 0.0),
             "text_emb": batch["text_emb"] * draws.keep_text.view(-1, 1, 1),
             "fps": batch["fps"],
         }
@@ -246,3 +326,10 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         if self._validation_loss is None:
             self._validation_loss = DiffusionLossReduction(self.edm)
         return self._validation_loss
+
+
+def _one_by_one(batch: Batch) -> Batch:
+    """Samples of N pictures, as so many samples of one."""
+    num_pictures = batch["latent"].shape[1]
+    keys = batch["draw_id"][:, None] + _PICTURE_DRAWS * torch.arange(num_pictures)
+    return {name: value.flatten(0, 1) for name, value in {**batch, "draw_id": keys}.items()}

@@ -5,8 +5,8 @@ N = query heads, G = key/value heads (of this tensor-parallel rank), H = channel
 
 Under context parallelism the ranks hold contiguous pieces of the sequence (see `tokens.py`). Self-attention exchanges
 heads for tokens by all-to-all (DeepSpeed Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n;
-otherwise each rank keeps its queries and gathers all keys and values. Cross-attention exchanges nothing: the text is
-the same on every rank.
+otherwise each rank keeps its queries and either gathers all keys and values or passes them around (see `ring.py`).
+Cross-attention exchanges nothing: the text is the same on every rank.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from einops import rearrange
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -21,9 +22,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.ring import ring_attention
 from nemo_cosmos.parallel.tokens import AutogradContext, all_gather_first_axis
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
+_EXCHANGES = ("a2a", "all_gather", "p2p")
 
 
 class SDPACoreAttention(MegatronModule):
@@ -36,7 +39,8 @@ class SDPACoreAttention(MegatronModule):
         attention_type: `self` or `cross`.
         attention_dropout: Probability; `config.attention_dropout` where None.
         softmax_scale: Factor on the scores; 1 / sqrt(H) where None.
-        cp_comm_type: `a2a`, `all_gather`, or None to choose by the number of heads.
+        cp_comm_type: `a2a` (over heads), `all_gather` (of keys), `p2p` (a ring), or None: `a2a` where the heads divide,
+            else `all_gather`.
         pg_collection: Process groups; `cp` is used.
     """
 
@@ -52,15 +56,22 @@ class SDPACoreAttention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        if cp_comm_type not in (None, "a2a", "all_gather"):
-            raise user_error("cp_comm_type", cp_comm_type, "'a2a', 'all_gather' or None", "Only these run without TE.")
+        if cp_comm_type not in (None, *_EXCHANGES):
+            raise user_error("cp_comm_type", cp_comm_type, f"one of {_EXCHANGES} or None", "Only these run without TE.")
         groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["cp"])
-        self.exchanges = attention_type == "self" and groups.cp is not None and groups.cp.size() > 1
-        self.group = groups.cp
         self.attn_mask_type = attn_mask_type
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
         self.cp_comm_type = cp_comm_type
+        self.group = groups.cp
+        self.may_exchange = attention_type == "self" and groups.cp is not None and groups.cp.size() > 1
+        self.exchanges = self.may_exchange
+        if self.exchanges and cp_comm_type == "p2p" and self.dropout > 0:
+            raise user_error("attention_dropout", self.dropout, "0 with cp_comm_type 'p2p'", "Use 'all_gather'.")
+
+    def share_tokens(self, shared: bool) -> None:
+        """Says whether the context-parallel ranks share the next sequence, or each has one of its own."""
+        self.exchanges = shared and self.may_exchange
 
     def forward(
         self,
@@ -70,31 +81,46 @@ class SDPACoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None = None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: object | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
         """Attends.
 
         Args:
-            query: [s, B, N, H].
+            query: [s, B, N, H]; [s, N, H] where sequences are packed.
             key: [l, B, G, H]; G divides N.
             value: Like `key`.
             attention_mask: Must be None; masks are told by type.
             attn_mask_type: Overrides the constructor's.
             attention_bias: Must be None.
-            packed_seq_params: Must be None.
+            packed_seq_params: Bounds of packed sequences, each of which attends to its own keys; not together with
+                context parallelism.
 
         Returns:
-            [s, B, N * H].
+            [s, B, N * H]; [s, N * H] where sequences are packed.
         """
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise NotImplementedError("SDPACoreAttention takes no mask tensor, bias or packed sequences")
+        if attention_mask is not None or attention_bias is not None:
+            raise NotImplementedError("SDPACoreAttention takes no mask tensor and no bias")
         causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
+        if packed_seq_params is not None:
+            return self._attend_packed(query, key, value, causal, packed_seq_params)
         if not self.exchanges:
             return self._attend(query, key, value, causal)
+        if self.cp_comm_type == "p2p":
+            return ring_attention(query, key, value, self.group, causal=causal, scale=self.softmax_scale)
         if self._by_heads(query.shape[2]):
             return self._attend_over_heads(query, key, value, causal)
         key, value = (_GatherKeys.apply(x, self.group) for x in (key, value))
         return self._attend(query, key, value, causal, first_query=self.group.rank() * query.shape[0])
+
+    def _attend_packed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, packed: PackedSeqParams
+    ) -> torch.Tensor:
+        if self.exchanges:
+            raise NotImplementedError("SDPACoreAttention takes no packed sequences with context parallelism")
+        queries, keys = packed.cu_seqlens_q.diff().tolist(), packed.cu_seqlens_kv.diff().tolist()
+        sequences = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
+        # One call for each sequence: masks over all of them would spend time on what they hide.
+        return torch.cat([self._attend(q[:, None], k[:, None], v[:, None], causal)[:, 0] for q, k, v in sequences])
 
     def _by_heads(self, num_heads: int) -> bool:
         divides = num_heads % self.group.size() == 0
@@ -103,7 +129,7 @@ class SDPACoreAttention(MegatronModule):
                 "cp_comm_type",
                 "a2a",
                 f"heads per rank ({num_heads}) divisible by the context-parallel size {self.group.size()}",
-                "Use 'all_gather', or another layout.",
+                "Use 'p2p' or 'all_gather', or another layout.",
             )
         return divides and self.cp_comm_type != "all_gather"
 

@@ -68,7 +68,7 @@ def te_core_attention(te_attention: type[torch.nn.Module]) -> type[torch.nn.Modu
 
     The text of cross-attention is on every rank, so nothing is exchanged there. Self-attention exchanges heads where
     they divide, else passes keys around. TE takes the tokens to be split in a zigzag; without a causal mask their order
-    is of no account, as the rotary angles are applied before.
+    is of no account, as the rotary angles are applied before. `share_tokens` is that of `SDPACoreAttention`.
 
     Args:
         te_attention: `megatron.core.extensions.transformer_engine.TEDotProductAttention`.
@@ -94,6 +94,10 @@ def te_core_attention(te_attention: type[torch.nn.Module]) -> type[torch.nn.Modu
                 heads = config.num_attention_heads // config.tensor_model_parallel_size
                 cp_comm_type = "p2p" if heads % config.context_parallel_size else "a2a"
             super().__init__(config, layer_number, attn_mask_type, attention_type, cp_comm_type=cp_comm_type, **kwargs)
+            self._sharing = (self.cp_group, self.cp_global_ranks, self.cp_stream, cp_comm_type)
+
+        def share_tokens(self, shared: bool) -> None:
+            self.set_context_parallel_group(*(self._sharing if shared else (None, None, None, self._sharing[-1])))
 
     return TECoreAttention
 

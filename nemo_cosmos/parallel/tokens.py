@@ -13,6 +13,10 @@ context-parallel size and DDP averages over data- and context-parallel ranks, wh
 function therefore returns the plain loss with no factor of its own, and needs no reduction over context-parallel ranks
 to report it. What does not pass through `gather_tokens` (a term computed alike on every rank from parameters) would be
 counted once per context-parallel rank: wrap it in `count_once`.
+
+**Images.** A picture has few tokens: cutting them costs more than it saves. Context-parallel ranks then share the
+samples of a batch instead (`share_samples`), each computing its own ones as a single rank would (`without_context`);
+`join_samples` makes the whole batch of them again on every rank, so that the loss is the same and so is the convention.
 """
 
 from __future__ import annotations
@@ -78,6 +82,40 @@ def gather_tokens(x_sBD: torch.Tensor, groups: ProcessGroupCollection, *, sequen
     """Joins the pieces of all ranks along axis 0. The backward pass takes this rank's piece of the gradient."""
     x_sBD = _Gather.apply(x_sBD, groups.tp) if sequence_parallel else x_sBD
     return _Gather.apply(x_sBD, groups.cp)
+
+
+class SingleRank:
+    """Stands for a process group of this rank alone."""
+
+    def size(self) -> int:
+        """One."""
+        return 1
+
+    def rank(self) -> int:
+        """The first."""
+        return 0
+
+
+def without_context(groups: ProcessGroupCollection) -> ProcessGroupCollection:
+    """Returns the groups of a model whose context-parallel ranks each work on samples of their own."""
+    return ProcessGroupCollection(tp=groups.tp, pp=groups.pp, cp=SingleRank())
+
+
+def share_samples(x_B: Any, num_samples: int, group: dist.ProcessGroup) -> Any:  # noqa: ANN401 - what is no batch stays
+    """Takes this rank's samples of a batch, where the ranks divide them; all of them where they do not.
+
+    Args:
+        x_B: An input without gradient, samples on axis 0. What is no tensor, or holds one value for all samples, stays.
+        num_samples: B.
+        group: The ranks that share the batch.
+    """
+    of_samples = isinstance(x_B, torch.Tensor) and x_B.ndim > 0 and len(x_B) == num_samples
+    return _own_piece(x_B, group) if of_samples and num_samples % group.size() == 0 else x_B
+
+
+def join_samples(x_B: torch.Tensor, num_samples: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """Joins what the ranks made of their `share_samples`; the ranks' gradients add up to the true ones."""
+    return count_once(x_B, group) if num_samples % group.size() else _Gather.apply(x_B, group)
 
 
 def count_once(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

@@ -12,19 +12,27 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from nemo.utils import AppState
 from tqdm import tqdm
 
+from nemo_cosmos.parallel.device import matmul_flops_per_s
 from nemo_cosmos.training.checkpoint import METRICS
 
 COLUMNS = ("step", "loss", "lr", "grad_norm", "seconds", "samples_per_s", "peak_memory_mb")
 """`seconds` is the time since the previous row; memory is the GPU's, or the process's where there is none."""
+
+_LOGGED_BY_LIGHTNING = ("step", "loss", "grad_norm")
 
 
 class MetricsWriter(pl.Callback):
     """Appends one row per optimizer step to `metrics.jsonl` and `metrics.csv`; a resumed run cuts off what it repeats.
 
     A LightningModule may have `step_figures`, a dict of scalars by name for the step just made; they come after the
-    columns in `metrics.jsonl`.
+    columns in `metrics.jsonl`. It may have `take_work()`, which gives tokens and floating-point operations since its
+    last call: then `tokens_per_s`, `tflops_per_rank` and `mfu` come there too, over the time of the step alone. MFU is
+    the share of what a large matrix multiplication reached on the first rank's device when training began.
+
+    What Lightning does not log by itself goes to the trainer's loggers as well.
 
     Args:
         directory: The run's folder.
@@ -33,14 +41,17 @@ class MetricsWriter(pl.Callback):
     def __init__(self, directory: str | Path) -> None:
         self._jsonl = Path(directory) / f"{METRICS}.jsonl"
         self._csv = Path(directory) / f"{METRICS}.csv"
-        self._last = 0.0
+        self._last = self._began = 0.0
         self._lr = 0.0
+        self._peak = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps the rows of earlier processes up to the step that is resumed."""
         self._last = time.perf_counter()
         if not trainer.is_global_zero:
             return
+        if hasattr(pl_module, "take_work"):
+            self._peak = matmul_flops_per_s(max(pl_module.parameters(), key=torch.numel).dtype)
         lines = self._jsonl.read_text().splitlines(keepends=True) if self._jsonl.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         rows = [row for row in rows if row["step"] <= trainer.global_step]
@@ -51,9 +62,12 @@ class MetricsWriter(pl.Callback):
             writer.writeheader()
             writer.writerows(rows)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 - as Lightning's
-        """Notes the learning rate; after the step the scheduler has set the next one."""
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:  # noqa: ANN401 - as Lightning's
+        """Notes the time, and the learning rate; after the step the scheduler has set the next one."""
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self._began = time.perf_counter()
+        if hasattr(pl_module, "take_work"):
+            pl_module.take_work()  # of a validation
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:  # noqa: ANN401 - as Lightning's
         """Adds the row of the step just made."""
@@ -62,10 +76,16 @@ class MetricsWriter(pl.Callback):
         row = _row(trainer, lr=self._lr, seconds=time.perf_counter() - self._last)
         self._last = time.perf_counter()
         figures = {name: float(value) for name, value in getattr(pl_module, "step_figures", {}).items()}
+        if hasattr(pl_module, "take_work"):
+            seconds = time.perf_counter() - self._began
+            figures |= _throughput(*pl_module.take_work(), seconds=seconds, ranks=trainer.world_size, peak=self._peak)
         with self._jsonl.open("a") as file:
             file.write(json.dumps(row | figures) + "\n")
         with self._csv.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
+        for logger in trainer.loggers:
+            own = {name: value for name, value in (row | figures).items() if name not in _LOGGED_BY_LIGHTNING}
+            logger.log_metrics(own, step=trainer.global_step)
 
 
 class Progress(pl.Callback):
@@ -115,6 +135,17 @@ def _row(trainer: pl.Trainer, *, lr: float, seconds: float) -> dict[str, float]:
         "seconds": round(seconds, 4),
         "samples_per_s": round(samples / seconds, 3),
         "peak_memory_mb": round(_peak_memory_mb(trainer.strategy.root_device), 1),
+    }
+
+
+def _throughput(tokens: int, flops: int, *, seconds: float, ranks: int, peak: float) -> dict[str, float]:
+    """Of all ranks, from the work of the first data-parallel one: the others have about as much."""
+    data_parallel = AppState().data_parallel_size
+    flops_per_s = flops * data_parallel / ranks / seconds
+    return {
+        "tokens_per_s": round(tokens * data_parallel / seconds, 1),
+        "tflops_per_rank": round(flops_per_s / 1e12, 6),
+        "mfu": round(flops_per_s / peak, 4),
     }
 
 

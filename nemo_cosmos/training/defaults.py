@@ -5,10 +5,12 @@ Plain typed arguments, so that recipes use them as `run.Config` or `run.Partial`
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
@@ -30,6 +32,7 @@ def default_trainer(
     vp: int | None = None,
     cp: int = 1,
     sp: bool = False,
+    fsdp: bool = False,
     seed: int = 1234,
     val_every: int | None = None,
     val_batches: int = 0,
@@ -50,6 +53,7 @@ def default_trainer(
         vp: Model chunks per pipeline stage (interleaved schedule).
         cp: Context-parallel size.
         sp: Sequence parallelism inside the tensor-parallel group.
+        fsdp: Shard weights and gradients too over the data- and context-parallel ranks, not Adam's states alone.
         seed: Of weights and dropout.
         val_every: Steps between validations; None validates never.
         val_batches: Global batches per validation.
@@ -70,14 +74,17 @@ def default_trainer(
     if averages and async_save:
         # Weights and average would be written at once, and Megatron has one queue for the results of both.
         raise user_error("async_save", True, "False with ema_decay or ema_power", "Leave one of them out.")
+    if fsdp and pp > 1:
+        raise user_error("fsdp", True, "False with a pipeline", "Leave one of them out.")
     strategy = CosmosMegatronStrategy(
         seed=seed,
+        fsdp="pytorch" if fsdp else None,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=vp,
         context_parallel_size=cp,
         sequence_parallel=sp,
-        ddp=_ddp_config(on_gpu=on_gpu, averages=bool(averages)),
+        ddp=_ddp_config(overlap=on_gpu and not fsdp),
         ckpt_async_save=async_save,
         # The chunks of one rank hold copies of some weights; Megatron's parallel way would write such a weight twice.
         ckpt_parallel_save=vp is None,
@@ -106,30 +113,47 @@ def default_trainer(
     )
 
 
-def _ddp_config(*, on_gpu: bool, averages: bool) -> DistributedDataParallelConfig:
+def _ddp_config(*, overlap: bool) -> DistributedDataParallelConfig:
     return DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         check_for_nan_in_grad=True,
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=on_gpu,
-        # With the overlap, new weights arrive during the next forward pass: an average would take in the old ones.
-        overlap_param_gather=on_gpu and not averages,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
     )
 
 
-def default_log(directory: str | Path, *, save_every: int = 1000, keep: int = 2) -> nl.NeMoLogger:
+def default_log(
+    directory: str | Path,
+    *,
+    save_every: int = 1000,
+    keep: int = 2,
+    tensorboard: bool = False,
+    wandb_project: str | None = None,
+) -> nl.NeMoLogger:
     """Where a run writes: logs in `directory`, checkpoints in `directory/checkpoints`.
 
     Args:
         directory: The run's folder; a run that is started again with the same one goes on there.
         save_every: Optimizer steps between checkpoints; the last step is always saved.
         keep: Checkpoints kept; -1 keeps all.
+        tensorboard: Also write `directory/tensorboard`.
+        wandb_project: Also log to this project of Weights & Biases, one run for each directory.
     """
+    loggers: dict[str, Logger] = {}
+    if tensorboard:
+        loggers["tensorboard"] = TensorBoardLogger(save_dir=str(directory), name="tensorboard", version="")
+    if wandb_project is not None:
+        name = str(directory).strip("/").replace("/", "-")
+        loggers["wandb"] = WandbLogger(
+            project=wandb_project, name=name, version=name, save_dir=str(directory), resume="allow"
+        )
     return CosmosLogger(
         explicit_log_dir=str(directory),
         log_global_rank_0_only=True,
         update_logger_directory=False,
         ckpt=CosmosModelCheckpoint(every_n_train_steps=save_every, keep=keep),
+        **loggers,
     )
 
 
@@ -152,18 +176,23 @@ def default_optim(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     clip_grad: float = 1.0,
+    decay: Literal["cosine", "linear", "constant"] = "cosine",
 ) -> nl.MegatronOptimizerModule:
-    """Megatron's Adam (state sharded over data-parallel ranks), linear warm-up, cosine decay.
+    """Megatron's Adam (state sharded over data-parallel ranks), linear warm-up, then a decay.
 
     Args:
         lr: Peak learning rate.
         max_steps: Step at which the rate reaches `min_lr`.
         warmup: Steps of linear warm-up.
-        min_lr: Final learning rate.
+        min_lr: Final learning rate, of a decay that has one.
         weight_decay: Decoupled; biases and norms have none.
         betas: Adam's decay rates.
         eps: Adam's epsilon.
         clip_grad: Largest gradient norm; 0 switches clipping off.
+        decay: How the rate falls after the warm-up; `constant` leaves it at its peak, for another stage to go on from.
+
+    Raises:
+        UserError: The decay is unknown.
     """
     config = OptimizerConfig(
         optimizer="adam",
@@ -175,7 +204,12 @@ def default_optim(
         clip_grad=clip_grad,
         use_distributed_optimizer=True,
     )
-    schedule = nl.lr_scheduler.CosineAnnealingScheduler(
-        max_steps=max_steps, warmup_steps=warmup, constant_steps=0, min_lr=min_lr
-    )
+    schedules = {
+        "cosine": functools.partial(nl.lr_scheduler.CosineAnnealingScheduler, constant_steps=0),
+        "linear": nl.lr_scheduler.WarmupAnnealingScheduler,
+        "constant": nl.lr_scheduler.WarmupPolicyScheduler,
+    }
+    if decay not in schedules:
+        raise user_error("decay", decay, f"one of {sorted(schedules)}", "Choose one of them.")
+    schedule = schedules[decay](max_steps=max_steps, warmup_steps=warmup, min_lr=min_lr)
     return nl.MegatronOptimizerModule(config, lr_scheduler=schedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from nemo.utils.model_utils import unwrap_model
-from torch import nn
 
 from nemo_cosmos.errors import UserError, user_error
-from nemo_cosmos.training.load import EMA as EMA_FOLDER
-from nemo_cosmos.training.load import PREFIX
+from nemo_cosmos.parallel.masters import MasterShard, master_shards
+from nemo_cosmos.parallel.stored_weights import EMA as EMA_FOLDER
+from nemo_cosmos.parallel.stored_weights import PREFIX
 
 _WITH_DATA = (ShardedTensor, ShardedTensorFactory)
 
@@ -23,7 +24,8 @@ _WITH_DATA = (ShardedTensor, ShardedTensorFactory)
 class EMA(pl.Callback):
     """Averages the weights over the training and saves the average in each checkpoint, in the folder `ema`.
 
-    Every rank averages its own shard in float32, so it costs 4 bytes per parameter of the rank.
+    What is averaged are the optimizer's float32 masters where it has them, and of a distributed optimizer each rank
+    averages the piece that it updates: it costs 4 bytes per parameter, divided by the number of all ranks.
 
     Args:
         decay: Weight of the past in each step: average = decay * average + (1 - decay) * weights.
@@ -46,7 +48,8 @@ class EMA(pl.Callback):
             raise user_error("EMA power", power, "0 or more", "Use 6.94 for a width of 10% of the training.")
         self._decay = decay
         self._power = power
-        self._shadow: dict[nn.Parameter, torch.Tensor] = {}
+        self._shards: dict[torch.Tensor, MasterShard] = {}
+        self._shadow: dict[torch.Tensor, torch.Tensor] = {}
 
     def decay_at(self, step: int) -> float:
         """The decay of the update after optimizer step `step`, which counts from 1."""
@@ -55,12 +58,8 @@ class EMA(pl.Callback):
     @torch.no_grad()
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts from the weights, or goes on from the checkpoint that the trainer resumed."""
-        self._shadow = {
-            parameter: parameter.detach().float().clone()
-            for chunk in trainer.strategy.megatron_parallel
-            for parameter in chunk.parameters()
-            if parameter.requires_grad
-        }
+        self._shards = master_shards(trainer.strategy.megatron_parallel, trainer.strategy.optimizers)
+        self._shadow = {parameter: shard.values.float().clone() for parameter, shard in self._shards.items()}
         if trainer.ckpt_path is not None:
             # NeMo names the folder of the weights inside the checkpoint.
             self._restore(trainer, Path(trainer.ckpt_path).parent / EMA_FOLDER)
@@ -70,37 +69,48 @@ class EMA(pl.Callback):
         """Takes in the weights of the step just made."""
         decay = self.decay_at(trainer.global_step)
         for parameter, average in self._shadow.items():
-            average.lerp_(parameter.detach().float(), 1 - decay)
+            average.lerp_(self._shards[parameter].values.float(), 1 - decay)
 
+    @torch.no_grad()
     def write_beside_checkpoint(self, trainer: pl.Trainer, directory: Path) -> None:
         """Saves the average; called by the strategy while the checkpoint still counts as unfinished."""
         folder = directory / EMA_FOLDER
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
         trainer.strategy.barrier()
-        dist_checkpointing.save(self._described(trainer), str(folder))
+        joined = {parameter: self._shards[parameter].join(average) for parameter, average in self._shadow.items()}
+        dist_checkpointing.save({name: entry for name, entry, _ in self._described(trainer, joined)}, str(folder))
 
+    @torch.no_grad()
     def _restore(self, trainer: pl.Trainer, folder: Path) -> None:
         if not folder.is_dir():
             raise UserError(f"{folder}: the resumed checkpoint has no averaged weights. Train without EMA, or anew.")
-        described = self._described(trainer)
-        averages = {name: entry.data for name, entry in described.items() if isinstance(entry, _WITH_DATA)}
-        loaded = dist_checkpointing.load(described, str(folder))
-        for name, average in averages.items():
-            average.copy_(loaded[name])
+        described = list(self._described(trainer, {}))
+        loaded = dist_checkpointing.load({name: entry for name, entry, _ in described}, str(folder))
+        for name, _, parameter in described:
+            if parameter is not None:
+                self._shadow[parameter].copy_(self._shards[parameter].cut(loaded[name]))
 
-    def _described(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """The average, described as the model describes its weights and under the same names."""
-        described: dict[str, Any] = {}
+    def _described(
+        self, trainer: pl.Trainer, joined: dict[torch.Tensor, torch.Tensor | None]
+    ) -> Iterator[tuple[str, Any, torch.Tensor | None]]:
+        """The average, described as the model describes its weights and under the same names.
+
+        Args:
+            trainer: Whose strategy has the model.
+            joined: Whole averages. Where there is none, an empty tensor stands for it: only the first of the ranks that
+                have the same weights writes them, and in loading all of them are written to.
+
+        Yields:
+            Name, description, and the parameter whose average it describes.
+        """
         for index, chunk in enumerate(trainer.strategy.megatron_parallel):
             # Chunks of one pipeline stage number their layers from 0; only the names inside the entries are global.
-            entries = unwrap_model(chunk.module).sharded_state_dict(prefix=PREFIX)
-            described |= {f"{index}.{name}": self._averaged(entry) for name, entry in entries.items()}
-        return described
-
-    def _averaged(self, entry: Any) -> Any:  # noqa: ANN401 - any entry of a sharded state dict
-        if not isinstance(entry, _WITH_DATA) or entry.data not in self._shadow:
-            return entry
-        average = self._shadow[entry.data]
-        changes = {"dtype": average.dtype} if isinstance(entry, ShardedTensor) else {}
-        return dataclasses.replace(entry, data=average, **changes)
+            for name, entry in unwrap_model(chunk.module).sharded_state_dict(prefix=PREFIX).items():
+                parameter = entry.data if isinstance(entry, _WITH_DATA) and entry.data in self._shadow else None
+                if parameter is not None:
+                    average = joined.get(parameter)
+                    average = torch.empty(parameter.shape, dtype=torch.float32) if average is None else average
+                    changes = {"dtype": average.dtype} if isinstance(entry, ShardedTensor) else {}
+                    entry = dataclasses.replace(entry, data=average, **changes)
+                yield f"{index}.{name}", entry, parameter

@@ -12,20 +12,44 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch.distributed.tensor import DTensor
 
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.initialization import tensor_parallel_axis
 from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, write_as_distributed_optimizer
 from nemo_cosmos.parallel.stages import stage_ends
 
 NUM_MICROBATCHES = 2
-BATCH, FRAMES, SIZE, TEXT = 2, 3, 8, 5
-NUM_TOKENS = FRAMES * (SIZE // 2) ** 2
+SIZE, TEXT = 8, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a step is taken on."""
+
+    frames: int = 3
+    batch: int = 2
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+TASKS = {
+    "videos": Task(),
+    "images": Task(frames=1),
+    "three images": Task(frames=1, batch=3),
+    # So few layers that the gradient buffers of two stages are of unlike sizes.
+    "few layers": Task(overrides={"num_layers": 2}),
+    # Four ranks can cut a head of 20 into equal pieces, but not one of 18.
+    "wide heads": Task(overrides={"hidden_size": 80, "kv_channels": 20}),
+    "no actions, fixed positions": Task(overrides={"action_dim": None, "extra_pos_embed": "sincos"}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Sizes of the parallel groups; what is left of the ranks is data parallel."""
+
+    task: str = "videos"
 
     tensor: int = 1
     pipeline: int = 1
@@ -34,6 +58,7 @@ class Layout:
     data: int = 1
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
+    fsdp: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,7 +91,7 @@ def config_for(layout: Layout) -> DiTConfig:
         "backend": "torch",
     }
     return DiTConfig(
-        **{**sizes, **layout.overrides},
+        **{**sizes, **TASKS[layout.task].overrides, **layout.overrides},
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual,
@@ -107,21 +132,23 @@ def give_every_weight_a_value(chunks: list[CosmosDiT], whole_shapes: dict[str, t
         parameter.copy_(own_slice(name, values))
 
 
-def microbatch(index: int) -> dict[str, torch.Tensor]:
+def microbatch(task: Task, index: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(100 + index)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    condition = torch.zeros(BATCH, 1, FRAMES, SIZE, SIZE)
-    condition[:, :, 0] = 1
+    latent = (task.batch, 16, task.frames, SIZE, SIZE)
+    condition = torch.zeros(task.batch, 1, task.frames, SIZE, SIZE)
+    condition[0, :, 0] = 1
     return {
-        "x": normal(BATCH, 16, FRAMES, SIZE, SIZE),
-        "target": normal(BATCH, 16, FRAMES, SIZE, SIZE),
-        "c_noise": normal(BATCH),
-        "text": normal(BATCH, TEXT, 12),
-        "actions": normal(BATCH, FRAMES, 6),
+        "x": normal(*latent),
+        "target": normal(*latent),
+        "c_noise": normal(task.batch),
+        "text": normal(task.batch, TEXT, 12),
+        "actions": normal(task.batch, task.frames, 6),
         "condition_mask": condition,
+        "fps": torch.tensor([10.0, 24.0, 30.0])[: task.batch],
     }
 
 
@@ -131,7 +158,7 @@ def forward_step(data: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         batch["x"],
         batch["c_noise"],
         batch["text"],
-        fps=torch.tensor([10.0, 24.0]),
+        fps=batch["fps"],
         condition_mask_B1THW=batch["condition_mask"],
         actions_BTA=batch["actions"] if model.module.config.action_dim else None,
     )
@@ -153,14 +180,39 @@ class Step:
     chunks: list[CosmosDiT]
     losses: list[float]
     gradients: list[tuple[str, torch.Tensor]]
+    """After they were added up, before clipping; NaN where the distributed optimizer keeps them on another rank."""
     gradient_norm: float
     optimizer: Any
 
+    def weights(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, unsharded(parameter.detach())) for name, parameter in named_parameters(self.chunks)]
+
     def moments(self) -> dict[str, torch.Tensor]:
-        """Adam's running mean of every parameter's gradient on this rank."""
+        """Adam's running mean of every parameter's gradient on this rank; not of the distributed optimizer."""
         [optimizer] = self.optimizer.chained_optimizers
         state = optimizer.optimizer.state
-        return {name: state[parameter]["exp_avg"].clone() for name, parameter in named_parameters(self.chunks)}
+        return {
+            name: unsharded(state[parameter]["exp_avg"]).clone() for name, parameter in named_parameters(self.chunks)
+        }
+
+
+def unsharded(tensor: torch.Tensor) -> torch.Tensor:
+    """A fully sharded tensor as a whole, any other as it is; all ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def reduced_gradient(parameter: torch.nn.Parameter, wrapped: list[torch.nn.Module]) -> torch.Tensor:
+    if not hasattr(parameter, "main_grad"):
+        return unsharded(parameter.grad).clone()
+    gradient = parameter.main_grad.clone()
+    if wrapped[0].ddp_config.use_distributed_optimizer:
+        [buffer] = [b for ddp in wrapped for b in ddp.buffers if parameter in b.param_index_map]
+        start, stop, bucket_id = buffer.param_index_map[parameter]
+        bucket, group = buffer.buckets[bucket_id], buffer.data_parallel_group
+        length = bucket.grad_data.numel() // group.size()
+        place = torch.arange(start, stop) - bucket.offset
+        gradient.view(-1)[place // length != group.rank()] = torch.nan
+    return gradient
 
 
 def train_one_step(layout: Layout, whole_shapes: dict[str, torch.Size]) -> Step:
@@ -169,9 +221,8 @@ def train_one_step(layout: Layout, whole_shapes: dict[str, torch.Size]) -> Step:
     give_every_weight_a_value(chunks, whole_shapes)
     config = chunks[0].config
     ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=layout.distributed_optimizer)
-    wrapped = [
-        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)
-    ]
+    wrapper = FullyShardedDataParallel if layout.fsdp else DistributedDataParallel
+    wrapped = [wrapper(config, ddp_config, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
     # An epsilon far above rounding errors: else Adam would turn the sign of a gradient that is zero into a step.
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -184,40 +235,44 @@ def train_one_step(layout: Layout, whole_shapes: dict[str, torch.Size]) -> Step:
         ),
         wrapped,
     )
+    if layout.fsdp:
+        write_as_distributed_optimizer(optimizer)
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     own = range(parallel_state.get_data_parallel_rank(), NUM_MICROBATCHES, layout.data)
-    data = [iter([microbatch(i) for i in own]) for _ in wrapped]
+    task = TASKS[layout.task]
+    data = [iter([microbatch(task, i) for i in own]) for _ in wrapped]
     losses = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=data if layout.virtual else data[0],
         model=wrapped if layout.virtual else wrapped[0],
         num_microbatches=len(own),
-        seq_length=NUM_TOKENS,
-        micro_batch_size=BATCH,
+        seq_length=task.frames * (SIZE // 2) ** 2,
+        micro_batch_size=task.batch,
         forward_only=False,
     )
-    gradients = [(name, parameter.main_grad.clone()) for name, parameter in named_parameters(chunks)]
+    gradients = [(name, reduced_gradient(parameter, wrapped)) for name, parameter in named_parameters(chunks)]
     _, gradient_norm, _ = optimizer.step()
     return Step(chunks, [float(entry["loss"]) for entry in losses], gradients, float(gradient_norm), optimizer)
 
 
-def reference_step(rank: int, folder: Path, overrides: dict[str, Any]) -> None:
-    """The step on one rank, left in `reference.pt`."""
+def reference_steps(rank: int, folder: Path) -> None:
+    """The step of each task on one rank, left in a file of the task's name."""
     from nemo_cosmos.parallel import startup
 
-    layout = Layout(overrides=overrides)
-    with startup.initialize(**layout.groups):
-        first = {name: p.detach().clone() for name, p in named_parameters(build(layout))}
-        step = train_one_step(layout, {name: p.shape for name, p in first.items()})
-        torch.save(
-            {
-                "first": first,
-                "losses": step.losses,
-                "gradients": dict(step.gradients),
-                "gradient_norm": step.gradient_norm,
-                "weights": {name: p.detach().clone() for name, p in named_parameters(step.chunks)},
-                "moments": step.moments(),
-            },
-            folder / "reference.pt",
-        )
+    for task in TASKS:
+        layout = Layout(task=task)
+        with startup.initialize(**layout.groups):
+            first = {name: p.detach().clone() for name, p in named_parameters(build(layout))}
+            step = train_one_step(layout, {name: p.shape for name, p in first.items()})
+            torch.save(
+                {
+                    "first": first,
+                    "losses": step.losses,
+                    "gradients": dict(step.gradients),
+                    "gradient_norm": step.gradient_norm,
+                    "weights": {name: weight.clone() for name, weight in step.weights()},
+                    "moments": step.moments(),
+                },
+                folder / f"{task}.pt",
+            )

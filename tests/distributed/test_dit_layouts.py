@@ -10,14 +10,7 @@ import torch
 from megatron.core import parallel_state
 
 from nemo_cosmos.parallel import startup
-from tests.distributed.dit_step import (
-    Layout,
-    build,
-    named_parameters,
-    own_slice,
-    reference_step,
-    train_one_step,
-)
+from tests.distributed.dit_step import Layout, Step, build, named_parameters, own_slice, train_one_step
 from tests.distributed.launch import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -25,70 +18,95 @@ pytestmark = pytest.mark.distributed
 RELATIVE = 5e-6
 """Of a tensor's largest gradient: fp32 sums of some thousand terms in another order; 7e-7 was the most measured."""
 
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+SELECTIVE = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
+RING, GATHER = {"cp_comm_type": "p2p"}, {"cp_comm_type": "all_gather"}
+
 LAYOUTS = {
     "TP2": Layout(tensor=2),
     "TP2 SP": Layout(tensor=2, sequence_parallel=True),
+    "TP2 SP full recompute": Layout(tensor=2, sequence_parallel=True, overrides=FULL),
     "PP2": Layout(pipeline=2),
     "PP2 interleaved": Layout(pipeline=2, virtual=2),
+    "PP2 fixed positions": Layout(pipeline=2, task="no actions, fixed positions"),
+    "PP2 distributed optimizer": Layout(pipeline=2, distributed_optimizer=True),
     "CP2": Layout(context=2),
-    "CP2 all-gather": Layout(context=2, overrides={"cp_comm_type": "all_gather"}),
+    "CP2 ring": Layout(context=2, overrides=RING),
+    "CP2 ring selective recompute": Layout(context=2, overrides={**RING, **SELECTIVE}),
+    "CP2 all-gather": Layout(context=2, overrides=GATHER),
+    "CP2 images": Layout(context=2, task="images"),
+    "CP2 three images": Layout(context=2, task="three images"),
+    "CP2 images recompute": Layout(context=2, task="images", overrides=FULL),
     "DP2": Layout(data=2),
+    "DP2 distributed optimizer": Layout(data=2, distributed_optimizer=True),
+    "DP2 FSDP": Layout(data=2, fsdp=True),
+    "DP2 FSDP full recompute": Layout(data=2, fsdp=True, overrides=FULL),
+    "CP2 FSDP": Layout(context=2, fsdp=True),
     "TP2 PP2": Layout(tensor=2, pipeline=2),
+    "TP2 SP PP2": Layout(tensor=2, pipeline=2, sequence_parallel=True),
     "TP2 SP CP2": Layout(tensor=2, context=2, sequence_parallel=True),
+    "TP2 SP CP2 ring": Layout(tensor=2, context=2, sequence_parallel=True, overrides=RING),
+    "TP2 SP CP2 images": Layout(tensor=2, context=2, sequence_parallel=True, task="images"),
+    "CP4 ring": Layout(context=4, overrides=RING),
+    "CP4 all-to-all": Layout(context=4, overrides={"cp_comm_type": "a2a"}),
+    "PP2 CP2 images": Layout(pipeline=2, context=2, task="images"),
     "TP2 DP2 distributed optimizer": Layout(tensor=2, data=2, distributed_optimizer=True),
+    "PP2 DP2 distributed optimizer": Layout(pipeline=2, data=2, distributed_optimizer=True, task="few layers"),
+    "PP2 CP2 distributed optimizer": Layout(pipeline=2, context=2, distributed_optimizer=True, task="few layers"),
+    "TP2 SP DP2 FSDP": Layout(tensor=2, data=2, sequence_parallel=True, fsdp=True),
+    "CP2 DP2 FSDP": Layout(context=2, data=2, fsdp=True, task="wide heads"),
 }
 
 
 def assert_close(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.shape == expected.shape, name
     scale = expected.abs().max().item()
     error = (got - expected).abs().max().item()
     assert error <= RELATIVE * scale + 1e-9, f"{name}: off by {error:.3g} where values reach {scale:.3g}"
 
 
-def compare_step(rank: int, folder: Path, layout: Layout, reference_file: Path) -> None:
-    reference = torch.load(reference_file)
+def compare_gradients(where: str, layout: Layout, step: Step, expected: dict[str, torch.Tensor]) -> None:
+    """The distributed optimizer keeps gradients of this rank's share only, which are compared; the others NaN."""
+    kept = {name: ~gradient.isnan() for name, gradient in step.gradients}
+    share = sum(mask.sum().item() for mask in kept.values()) / sum(mask.numel() for mask in kept.values())
+    ranks = layout.data * layout.context if layout.distributed_optimizer else 1
+    assert share == pytest.approx(1 / ranks, abs=0.1), where  # buffers are padded
+    for name, gradient in step.gradients:
+        whole = own_slice(name, expected[name])
+        assert_close(f"{where}: gradient of {name}", gradient.where(kept[name], whole), whole)
+
+
+def compare_step(where: str, layout: Layout, reference: dict) -> list[str]:
+    """Returns the names of this rank's parameters."""
     with startup.initialize(**layout.groups):
         for name, parameter in named_parameters(build(layout)):
-            assert torch.equal(parameter, own_slice(name, reference["first"][name])), f"first value of {name}"
-        step = train_one_step(layout, {name: w.shape for name, w in reference["first"].items()})
+            assert torch.equal(parameter, own_slice(name, reference["first"][name])), f"{where}: first {name}"
+        step = train_one_step(layout, {name: weight.shape for name, weight in reference["first"].items()})
         if parallel_state.is_pipeline_last_stage():
             own = reference["losses"][parallel_state.get_data_parallel_rank() :: layout.data]
-            assert step.losses == pytest.approx(own, rel=1e-6)
-        assert step.gradient_norm == pytest.approx(reference["gradient_norm"], rel=1e-5)
-        if not layout.distributed_optimizer:  # there a rank holds sums of its own share only
-            for name, gradient in step.gradients:
-                assert_close(f"gradient of {name}", gradient, own_slice(name, reference["gradients"][name]))
-        for name, weight in named_parameters(step.chunks):
-            assert_close(f"weight {name}", weight.detach(), own_slice(name, reference["weights"][name]))
-        (folder / f"names_{rank}.json").write_text(json.dumps([name for name, _ in named_parameters(step.chunks)]))
+            assert step.losses == pytest.approx(own, rel=1e-6), where
+        assert step.gradient_norm == pytest.approx(reference["gradient_norm"], rel=1e-5), where
+        compare_gradients(where, layout, step, reference["gradients"])
+        for name, weight in step.weights():
+            assert_close(f"{where}: weight {name}", weight, own_slice(name, reference["weights"][name]))
+        return [name for name, _ in named_parameters(step.chunks)]
 
 
-SHALLOW = {"num_layers": 2}
-"""So few layers that the gradient buffers of the two stages are of unlike sizes."""
-
-SHALLOW_LAYOUTS = {
-    "PP2 DP2 distributed optimizer": Layout(pipeline=2, data=2, distributed_optimizer=True, overrides=SHALLOW),
-    "PP2 CP2 distributed optimizer": Layout(pipeline=2, context=2, distributed_optimizer=True, overrides=SHALLOW),
-}
-
-
-@pytest.fixture(scope="module")
-def shallow_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `one_rank_step`, of a model with fewer layers."""
-    folder = tmp_path_factory.mktemp("shallow")
-    run_ranks(reference_step, 1, folder, SHALLOW)
-    return folder / "reference.pt"
+def compare_steps(rank: int, folder: Path, layouts: dict[str, Layout], references: Path) -> None:
+    names = {
+        name: compare_step(name, layout, torch.load(references / f"{layout.task}.pt"))
+        for name, layout in layouts.items()
+    }
+    (folder / f"names_{rank}.json").write_text(json.dumps(names))
 
 
-@pytest.mark.parametrize("name", SHALLOW_LAYOUTS)
-def test_step_of_few_layers_equals_one_rank(name: str, shallow_step: Path, tmp_path: Path) -> None:
-    layout = SHALLOW_LAYOUTS[name]
-    run_ranks(compare_step, layout.num_ranks, tmp_path, layout, shallow_step)
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_step_equals_one_rank(name: str, one_rank_step: Path, tmp_path: Path) -> None:
-    layout = LAYOUTS[name]
-    run_ranks(compare_step, layout.num_ranks, tmp_path, layout, one_rank_step)
-    seen = {name for file in tmp_path.glob("names_*.json") for name in json.loads(file.read_text())}
-    assert seen == set(torch.load(one_rank_step)["first"])
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_steps_equal_one_rank(num_ranks: int, one_rank_steps: Path, tmp_path: Path) -> None:
+    layouts = {name: layout for name, layout in LAYOUTS.items() if layout.num_ranks == num_ranks}
+    run_ranks(compare_steps, num_ranks, tmp_path, layouts, one_rank_steps)
+    files = [json.loads(file.read_text()) for file in tmp_path.glob("names_*.json")]
+    for name, layout in layouts.items():
+        held = [weight for file in files for weight in file[name]]
+        assert set(held) == set(torch.load(one_rank_steps / f"{layout.task}.pt")["first"]), name
+        copies = num_ranks // layout.pipeline
+        assert len(held) == copies * len(set(held)), f"{name}: pipeline stages hold copies of a weight"

@@ -28,6 +28,9 @@ CASES = [
     (3, 3, AttnMaskType.no_mask, None),
     (3, 1, AttnMaskType.causal, None),
     (4, 4, AttnMaskType.causal, "all_gather"),
+    (4, 4, AttnMaskType.no_mask, "p2p"),
+    (4, 2, AttnMaskType.no_mask, "p2p"),
+    (3, 1, AttnMaskType.causal, "p2p"),
 ]
 
 

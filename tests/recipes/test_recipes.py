@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 import pickle
 import typing
 from pathlib import Path
@@ -15,9 +17,11 @@ from fiddle.experimental import serialization
 from nemo_run.cli.cli_parser import parse_cli_args
 from nemo_run.cli.config import ConfigSerializer
 
+from nemo_cosmos.diffusion.conditioning import ConditioningConfig
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.tokenizer.losses import weight_at
 from recipes import registry
+from recipes.diffusion_stages import STAGES
 from recipes.launch import configure
 
 
@@ -119,43 +123,53 @@ def test_unknown_recipe_is_refused() -> None:
         registry.find("diffusion_70b")
 
 
-@pytest.mark.parametrize(
-    ("name", "tp"),
-    [
-        ("diffusion_7b_pretrain", 4),
-        ("diffusion_14b_pretrain", 8),
-        ("diffusion_7b_video2world_finetune", 4),
-        ("diffusion_14b_video2world_finetune", 8),
-        ("diffusion_7b_action_finetune", 4),
-    ],
-)
-def test_published_sizes_fit_their_layout(name: str, tp: int) -> None:
+LATENT_512P, LATENT_720P = (8, 64, 80), (16, 88, 160)
+"""57 frames of 640x512, and 121 of 1280x704."""
+
+PUBLISHED = [
+    *((f"diffusion_{size}_pretrain", tp, LATENT_512P) for size, tp in (("7b", 4), ("14b", 8))),
+    *(
+        (f"diffusion_{size}_{stage}_finetune", tp, LATENT_720P)
+        for size, tp in (("7b", 4), ("14b", 8))
+        for stage in ("highres", "cooldown", "video2world")
+    ),
+    ("diffusion_7b_action_finetune", 4, LATENT_512P),
+]
+
+
+@pytest.mark.parametrize(("name", "tp", "latent"), PUBLISHED)
+def test_published_sizes_fit_their_layout(name: str, tp: int, latent: tuple[int, int, int]) -> None:
     from nemo_cosmos.diffusion.config import check_layout
 
     recipe = registry.find(name)()
-    assert recipe.trainer.tp == tp
+    assert (recipe.trainer.tp, recipe.trainer.cp) == (tp, {LATENT_512P: 2, LATENT_720P: 8}[latent])
     config = fiddle.build(recipe.model.config)
     config.sequence_parallel = recipe.trainer.sp
-    latent_57_frames_512p = (8, 64, 80)
-    num_tokens = 8 * 32 * 40
-    assert config.token_grid(latent_57_frames_512p) == (8, 32, 40)
-    check_layout(config, recipe.trainer.tp, 1, recipe.trainer.cp, num_tokens)
+    for frames in (latent[0], 1):  # pictures too
+        num_tokens = math.prod(config.token_grid((frames, *latent[1:])))
+        check_layout(config, recipe.trainer.tp, 1, recipe.trainer.cp, num_tokens)
     ranks = recipe.trainer.devices * recipe.trainer.num_nodes
     data_parallel = ranks // (recipe.trainer.tp * recipe.trainer.cp)
+    assert data_parallel >= 1
     assert recipe.data.global_batch_size % (recipe.data.micro_batch_size * data_parallel) == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "weight_decay"),
-    [
-        ("diffusion_7b_action_finetune", 0.1),
-        ("diffusion_7b_video2world_finetune", 0.1),
-        ("diffusion_14b_video2world_finetune", 0.2),
-    ],
-)
-def test_post_training_of_published_sizes_has_the_published_values(name: str, weight_decay: float) -> None:
+def test_packs_of_the_published_size_are_not_cut_over_context_parallel_ranks() -> None:
+    recipe = registry.find("diffusion_7b_packed_pretrain")()
+    assert (recipe.trainer.tp, recipe.trainer.cp, recipe.data.global_batch_size) == (8, 1, 32)
+    assert recipe.data.paths == ("runs/latents", "runs/pictures")
+
+
+def test_published_resolutions_have_the_published_context_lengths() -> None:
+    config = fiddle.build(registry.find("diffusion_7b_pretrain")().model.config)
+    assert [math.prod(config.token_grid(latent)) for latent in (LATENT_512P, LATENT_720P)] == [10_240, 56_320]
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in PUBLISHED if name.endswith("finetune")])
+def test_post_training_of_published_sizes_has_the_published_values(name: str) -> None:
     recipe = registry.find(name)()
     optim, trainer = recipe.optim, recipe.trainer
+    weight_decay = 0.2 if "14b" in name else 0.1
     assert (optim.lr, optim.warmup, optim.weight_decay, optim.eps) == (2**-14.3, 2500, weight_decay, 1e-10)
     assert (trainer.ema_power, trainer.async_save) == (6.94, False)
     assert registry.find(name)(max_steps=100).optim.warmup == 50
@@ -187,10 +201,39 @@ def test_720p_tokenizer_has_the_published_weights() -> None:
     assert [getattr(flow, name) for name in WEIGHTS] == [1.0, 0.073, 0.062, 0.01, 0.0]
 
 
+IMAGE_STAGES = [
+    [f"tokenizer_{family}_{size}_{stage}" for stage in ("pretrain", "gram_finetune", "adversarial_finetune")]
+    for family in ("ci8x8", "di8x8")
+    for size in ("tiny", "360p")
+]
+
+
+@pytest.mark.parametrize("stages", IMAGE_STAGES, ids=lambda stages: stages[0])
+def test_image_tokenizers_train_on_single_frames_in_three_stages(stages: list[str]) -> None:
+    pretrain, gram, last = (registry.find(name)() for name in stages)
+    for recipe in (pretrain, gram, last):
+        config = fiddle.build(recipe.model.config)
+        assert config.architecture.modality == "image"
+        assert stages[0].startswith(f"tokenizer_{config.architecture.compression_name.lower()}_")
+        config.check_size(recipe.data.num_frames, recipe.data.height, recipe.data.width)
+        assert recipe.data.global_batch_size % recipe.data.micro_batch_size == 0
+        assert recipe.optim.betas == (0.5, 0.999)
+    weights = [[getattr(fiddle.build(recipe.model.config).loss, name) for name in WEIGHTS] for recipe in (gram, last)]
+    assert weights == [[1.0, 0.073, 0.062, 0.0, 0.0]] * 2
+    assert fiddle.build(last.model.adversary.weight).values[0] == 0
+    if "360p" in stages[0]:
+        loss = fiddle.build(pretrain.model.config).loss
+        assert [weight_at(loss.gram_weight, step) for step in (0, 500_000)] == [0.0, 0.062]
+        assert (pretrain.data.crop_from, pretrain.data.global_batch_size) == (360, 128)
+        assert registry.find(stages[0])(num_nodes=2).data.global_batch_size == 256
+    other = configure(stages[0], ["model.config.architecture.name=CI16x16-360p"])
+    assert fiddle.build(other.model.config).architecture.spatial_compression == 16
+
+
 WEIGHTS = ("l1_weight", "perceptual_weight", "gram_weight", "flow_weight", "consistency_weight")
 
 
-@pytest.mark.parametrize("stages", [STAGES_TINY, STAGES_720P])
+@pytest.mark.parametrize("stages", [STAGES_TINY, STAGES_720P, *IMAGE_STAGES], ids=lambda stages: stages[0])
 def test_each_stage_of_a_tokenizer_starts_from_the_one_before(stages: list[str]) -> None:
     pretrain, flow, last = (registry.find(name)() for name in stages)
     assert (flow.base, last.base) == (pretrain.log.directory, flow.log.directory)
@@ -222,14 +265,43 @@ def test_no_recipe_keeps_averages_while_it_saves_in_the_background() -> None:
         assert trainer["ema_power"] is None or not trainer["async_save"]
 
 
-@pytest.mark.parametrize("size", ["7b", "14b"])
-def test_video2world_starts_from_text2world(size: str) -> None:
-    text2world = registry.find(f"diffusion_{size}_pretrain")()
-    video2world = registry.find(f"diffusion_{size}_video2world_finetune")()
-    assert video2world.base == text2world.log.directory
-    assert fiddle.build(video2world.model.config).patch_channels == fiddle.build(text2world.model.config).patch_channels
-    given = fiddle.build(video2world.model.conditioning)
-    assert (given.min_condition_frames, given.max_condition_frames, given.condition_dropout) == (1, 2, 0.5)
+@pytest.mark.parametrize("size", STAGES)
+def test_each_stage_of_a_wfm_starts_from_the_one_before(size: str) -> None:
+    recipes = [recipe() for recipe in STAGES[size]]
+    for before, after in itertools.pairwise(recipes):
+        assert after.base == before.log.directory
+    assert len({fiddle.build(recipe.model.config).patch_channels for recipe in recipes}) == 1
+    # The rate is left where it is for the next stage, until the cool-down takes it to zero.
+    decays = [recipe.optim.decay for recipe in recipes]
+    assert decays[1:3] == ["constant", "linear"]
+    assert decays[0] == ("cosine" if size == "tiny" else "constant")
+
+
+@pytest.mark.parametrize("size", STAGES)
+def test_video2world_is_given_frames_as_published(size: str) -> None:
+    given = fiddle.build(registry.find(f"diffusion_{size}_video2world_finetune")().model.conditioning)
+    assert (given.min_condition_frames, given.max_condition_frames, given.condition_dropout) == (0, 2, 0.2)
+    assert (math.log(given.augment_sigma), given.augment_p_std) == (pytest.approx(-3), 2.0)
+    earlier = fiddle.build(registry.find(f"diffusion_{size}_cooldown_finetune")().model.conditioning)
+    assert (earlier.condition_dropout, earlier.augment_sigma, earlier.augment_p_std) == (0, 0.001, 0)
+
+
+def test_embedded_weights_are_trained_as_they_were() -> None:
+    """Noise on given frames, hidden frames and pictures are for the later stages and for those who ask for them."""
+    recipe = registry.find("diffusion_tiny_pretrain")()
+    given = fiddle.build(recipe.model.conditioning)
+    assert given == ConditioningConfig(max_condition_frames=1)
+    assert (given.condition_dropout, given.augment_sigma, given.augment_p_std) == (0, 0.001, 0)
+    assert (recipe.data.pictures, recipe.optim.decay, recipe.trainer.callbacks) == (None, "cosine", None)
+
+
+@pytest.mark.parametrize("name", [recipe.__name__ for stages in STAGES.values() for recipe in stages])
+def test_samples_and_pictures_can_be_asked_for(name: str) -> None:
+    recipe = registry.find(name)(sample_every=10, tokenizer="mine")
+    [sampling] = recipe.trainer.callbacks
+    assert (sampling.every, sampling.tokenizer) == (10, "mine")
+    if "video2world" not in name:
+        assert registry.find(name)(pictures="runs/pictures").data.pictures == "runs/pictures"
 
 
 def test_actions_start_from_video2world() -> None:

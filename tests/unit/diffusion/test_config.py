@@ -17,6 +17,7 @@ from nemo_cosmos.diffusion.state_dict import diffusers_config, weight_table
 from nemo_cosmos.errors import UserError
 
 UNCERTAINTY_HEAD = 128
+FULL_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 @pytest.mark.parametrize(("preset", "published"), [(diffusion_7b, 7_236_192_256), (diffusion_14b, 14_267_149_312)])
@@ -55,7 +56,9 @@ def test_7b_is_the_model_that_diffusers_describes() -> None:
         ({"hidden_size": 190}, "188 or 192"),
         ({"hidden_size": 64}, "18 or more"),
         ({"num_query_groups": 2}, "shares no keys"),
-        ({"extra_pos_embed": "sincos"}, "'learnable' or None"),
+        ({"extra_pos_embed": "rotary"}, "'learnable', 'sincos' or None"),
+        ({"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}, r"\['core_attn', 'mlp'\]"),
+        ({"distribute_saved_activations": True, **FULL_RECOMPUTE}, "sequence_parallel"),
         ({"action_dim": 0}, "1 or more"),
         ({"action_dim": 7, "patch_temporal": 2}, "One action goes to one latent frame"),
         ({"max_latent_size": (0, 8, 8)}, "positive"),

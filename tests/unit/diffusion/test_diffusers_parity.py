@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
+import numpy as np
 import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
@@ -25,6 +27,15 @@ CASES = {
     "learnable positions": ({"extra_pos_embed": "learnable"}, (2, 3, 6, 10), 24.0),
     "condition mask": ({"concat_condition_mask": True}, (2, 3, 8, 8), 24.0),
     "14B rotary ratios, thin MLP": ({"rope_ratio": (2.0, 2.0, 2.0), "ffn_hidden_size": 144}, (1, 2, 4, 12), 16.0),
+    "another ratio on each axis": ({"rope_ratio": (1.5, 3.0, 2.0)}, (1, 3, 6, 8), 12.0),
+    "no padding mask": ({"concat_padding_mask": False}, (1, 2, 4, 6), 24.0),
+    "given image, learnable positions": (
+        {"concat_condition_mask": True, "extra_pos_embed": "learnable"},
+        (3, 1, 6, 4),
+        None,
+    ),
+    "fixed positions": ({"extra_pos_embed": "sincos"}, (2, 3, 6, 10), 24.0),
+    "heads of 128": ({"hidden_size": 128, "num_attention_heads": 1}, (1, 2, 4, 6), 24.0),
 }
 
 
@@ -54,9 +65,37 @@ def randomized(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+class PublishedFixedPositions(torch.nn.Module):
+    """As the published multi-view model writes its tables; diffusers has only learned ones."""
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        frames, height, width = x_BCTHW.shape[2], x_BCTHW.shape[3] // 2, x_BCTHW.shape[4] // 2
+        over_t, over_h, over_w = self.table(frames, 24), self.table(height, 24), self.table(width, 24)
+        rows = [
+            torch.cat([over_t[t], over_h[h], over_w[w]])
+            for t in range(frames)
+            for h in range(height)
+            for w in range(width)
+        ]
+        return torch.stack(rows)[None]
+
+    def table(self, length: int, channels: int) -> torch.Tensor:
+        omega = 1 / 10000 ** (np.arange(channels // 2) / (channels / 2))
+        angles = np.arange(length)[:, None] * omega
+        return torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)], axis=1)).float()
+
+
+def without_fixed_positions(config: DiTConfig) -> DiTConfig:
+    return dataclasses.replace(config, extra_pos_embed=None) if config.extra_pos_embed == "sincos" else config
+
+
 def diffusers_twin(model: CosmosDiT) -> CosmosTransformer3DModel:
-    state, config = to_diffusers(model.state_dict(), model.config)
-    twin = CosmosTransformer3DModel(**config)
+    state, config = to_diffusers(model.state_dict(), without_fixed_positions(model.config))
+    if model.config.extra_pos_embed == "sincos":
+        twin = CosmosTransformer3DModel(**{**config, "extra_pos_embed_type": "learnable"})
+        twin.learnable_pos_embed = PublishedFixedPositions()
+    else:
+        twin = CosmosTransformer3DModel(**config)
     twin.load_state_dict(state, strict=True)
     return twin
 
@@ -83,12 +122,15 @@ def test_output_and_gradients_equal_diffusers(case: str, one_rank: torch.device)
     text = torch.randn(batch, 7, 20, generator=generator)
     padding = torch.zeros(1, 1, height * 8, width * 8)
     padding[..., : width * 2] = 1
+    padding = padding if ours.config.concat_padding_mask else None
     condition = torch.zeros(batch, 1, frames, height, width)
-    condition[:, :, 0] = 1
-    condition = condition if overrides.get("concat_condition_mask") else None
+    condition[:1, :, 0] = 1
+    condition = condition if ours.config.concat_condition_mask else None
 
-    output = ours(x, timesteps, text, fps=fps, padding_mask_B1HW=padding, condition_mask_B1THW=condition)
-    expected = theirs(x, timesteps, text, fps=fps, padding_mask=padding, condition_mask=condition, return_dict=False)[0]
+    own, given = ([tensor.clone().requires_grad_() for tensor in (x, text)] for _ in range(2))
+    output = ours(own[0], timesteps, own[1], fps=fps, padding_mask_B1HW=padding, condition_mask_B1THW=condition)
+    masks = {"padding_mask": padding, "condition_mask": condition}
+    expected = theirs(given[0], timesteps, given[1], fps=fps, **masks, return_dict=False)[0]
     assert 0.1 < expected.std() < 2
     torch.testing.assert_close(output, expected, rtol=0, atol=TOLERANCE)
 
@@ -97,10 +139,12 @@ def test_output_and_gradients_equal_diffusers(case: str, one_rank: torch.device)
     (expected * weights).mean().backward()
     gradients = {name: p.grad for name, p in ours.named_parameters() if name not in NOT_IN_DIFFUSERS}
     gradients = {**gradients, **{name: torch.zeros(1) for name in NOT_IN_DIFFUSERS}}
-    moved, _ = to_diffusers(gradients, ours.config)
-    for name, parameter in theirs.named_parameters():
-        scale = parameter.grad.abs().max()
-        torch.testing.assert_close(moved[name], parameter.grad, rtol=1e-4, atol=float(2e-5 * scale), msg=name)
+    moved, _ = to_diffusers(gradients, without_fixed_positions(ours.config))
+    pairs = {name: (moved[name], parameter.grad) for name, parameter in theirs.named_parameters()}
+    pairs |= {"latent": (own[0].grad, given[0].grad), "text": (own[1].grad, given[1].grad)}
+    for name, (gradient, wanted) in pairs.items():
+        scale = wanted.abs().max()
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=float(2e-5 * scale), msg=name)
 
 
 def test_round_trip_is_exact_and_fills_all_but_the_uncertainty_head(one_rank: torch.device) -> None:

@@ -7,10 +7,13 @@ import math
 import pytest
 import torch
 
+from nemo_cosmos.diffusion import recompute
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.embeddings import timestep_features
 from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.diffusion.positions import sincos_positions
 from nemo_cosmos.diffusion.rope import apply_rope, axis_channels, rope_tables
+from nemo_cosmos.diffusion.stage_input import Conditioning, pack, unpack
 from nemo_cosmos.errors import UserError
 
 BATCH, FRAMES, SIZE = 2, 3, 8
@@ -113,17 +116,83 @@ def test_weights_depend_on_seed_and_name_alone(one_rank: torch.device) -> None:
     assert not torch.equal(first["x_embedder.proj.weight"], other["x_embedder.proj.weight"])
 
 
-@pytest.mark.parametrize(("method", "layers"), [("uniform", 1), ("block", 1)])
-def test_recomputation_gives_the_same_gradients(method: str, layers: int, one_rank: torch.device) -> None:
-    gradients = []
+def full(method: str, layers: int) -> dict:
+    return {"recompute_granularity": "full", "recompute_method": method, "recompute_num_layers": layers}
+
+
+def selective(*modules: str) -> dict:
+    return {"recompute_granularity": "selective", "recompute_modules": list(modules)}
+
+
+def gradients_and_kept_bytes(overrides: dict, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, torch.Tensor], int]:
+    """Gradients, and the size of what the forward pass keeps for them besides parameters."""
+    model, kept = model_for(num_layers=4, **overrides), {}
+    owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def checkpoint_keeping_arguments(function, *args, **kwargs):
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                keep(arg)
+        return torch.utils.checkpoint.checkpoint(function, *args, **kwargs)
+
+    monkeypatch.setattr(recompute, "checkpoint", checkpoint_keeping_arguments)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**inputs(), fps=24.0).square().mean()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sum(kept.values())
+
+
+def test_recomputation_gives_the_same_gradients_and_keeps_less(
+    one_rank: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, most = gradients_and_kept_bytes({}, monkeypatch)
+    # From what keeps most to what keeps least.
     for overrides in (
-        {},
-        {"recompute_granularity": "full", "recompute_method": method, "recompute_num_layers": layers},
+        selective("core_attn"),
+        selective("core_attn", "mlp"),
+        full("block", 2),
+        full("block", 4),
+        full("uniform", 2),
     ):
-        model = model_for(**overrides)
-        model(**inputs(), fps=24.0).square().mean().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+        gradients, kept = gradients_and_kept_bytes(overrides, monkeypatch)
+        assert kept < most, overrides
+        most = kept
+        assert all(torch.equal(gradients[name], gradient) for name, gradient in expected.items()), overrides
+
+
+def test_fixed_positions_are_no_weights_and_cut_as_the_tokens_are(one_rank: torch.device) -> None:
+    assert (
+        model_for(extra_pos_embed="sincos").state_dict().keys() == model_for(extra_pos_embed=None).state_dict().keys()
+    )
+    grid, device = (2, 3, 4), torch.device("cpu")
+    whole = sincos_positions(grid, 48, (0, 24), torch.float32, device)
+    piece = sincos_positions(grid, 48, (7, 15), torch.float32, device)
+    assert torch.equal(piece, whole[7:15])
+    token = (1 * 3 + 2) * 4 + 3
+    assert whole[token, 0, 1].item() == pytest.approx(math.sin(1 * 10000 ** (-1 / 8)), abs=1e-7)
+    assert whole[token, 0, 16 + 8 + 1].item() == pytest.approx(math.cos(2 * 10000 ** (-1 / 8)), abs=1e-7)
+    assert whole[token, 0, 32].item() == pytest.approx(math.sin(3), abs=1e-7)
+
+
+@pytest.mark.parametrize("rows", [None, 5])
+def test_what_crosses_between_stages_comes_out_as_it_went_in(rows: int | None) -> None:
+    sent = Conditioning(
+        emb_FBD=torch.randn(3, 2, 6),
+        shared_FBC=torch.randn(3, 2, 18),
+        position_rows_RD=None if rows is None else torch.randn(rows, 6),
+    )
+    hidden = torch.randn(7, 2, 6)
+    got_hidden, got = unpack(pack(hidden, sent), num_tokens=7, num_groups=3)
+    assert torch.equal(got_hidden, hidden)
+    assert torch.equal(got.emb_FBD, sent.emb_FBD)
+    assert torch.equal(got.shared_FBC, sent.shared_FBC)
+    assert got.position_rows_RD is None if rows is None else torch.equal(got.position_rows_RD, sent.position_rows_RD)
 
 
 def test_fps_of_each_sample_counts(one_rank: torch.device) -> None:

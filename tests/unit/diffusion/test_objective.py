@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -41,8 +43,40 @@ def test_dropout_rates_and_frame_counts_are_as_configured():
     config = ConditioningConfig(text_dropout=0.3, min_condition_frames=1, max_condition_frames=2, condition_dropout=0.1)
     draws = draw(config, torch.Size([4000, 1, 1, 1, 1]), torch.arange(4000), seed=0)
     assert abs(draws.keep_text.mean() - 0.7) < 0.03
+    assert abs(draws.keep_frames.mean() - 0.9) < 0.03
     shares = [(draws.num_condition_frames == n).float().mean() for n in range(3)]
-    assert all(abs(share - wanted) < 0.03 for share, wanted in zip(shares, (0.1, 0.45, 0.45), strict=True))
+    assert all(abs(share - wanted) < 0.03 for share, wanted in zip(shares, (0, 0.5, 0.5), strict=True))
+
+
+def test_noise_on_given_frames_is_log_normal_and_drawing_it_changes_no_other_draw():
+    # The published law of post-training: ln(sigma) is N(-3, 2).
+    shape, ids = torch.Size([4000, 1, 1, 1, 1]), torch.arange(4000)
+    config = ConditioningConfig(max_condition_frames=2, augment_sigma=math.exp(-3), augment_p_std=2.0)
+    drawn, fixed = (
+        draw(config, shape, ids, seed=0),
+        draw(ConditioningConfig(max_condition_frames=2), shape, ids, seed=0),
+    )
+    logs = drawn.augment_sigma.log()
+    assert abs(logs.mean() + 3) < 0.1 and abs(logs.std() - 2) < 0.1  # three standard errors of 4000 draws
+    assert fixed.augment_sigma.unique().tolist() == [pytest.approx(0.001)]
+    for name in ("sigma_normal", "noise", "augment_noise", "keep_text", "num_condition_frames", "keep_frames"):
+        assert torch.equal(getattr(drawn, name), getattr(fixed, name))
+
+
+def test_each_samples_given_frames_carry_its_own_noise():
+    edm, levels = EDM(), torch.tensor([0.01, 0.3, 4.0])
+    clean, noise = torch.randn(SHAPE), torch.randn(SHAPE)
+    mask = condition_mask(torch.tensor([1, 1, 1]), SHAPE)
+    scaled = network_input(edm, clean, torch.ones(3), clean, mask, noise, levels)
+    for sample, level in enumerate(levels):
+        expected = (clean + level * noise)[sample, :, 0] / (level**2 + 0.25).sqrt()
+        torch.testing.assert_close(scaled[sample, :, 0], expected)
+
+
+@pytest.mark.parametrize("settings", [{"augment_sigma": 0.0}, {"augment_p_std": -1.0}])
+def test_impossible_noise_on_given_frames_is_refused(settings):
+    with pytest.raises(UserError, match="augment_sigma, augment_p_std"):
+        ConditioningConfig(**settings)
 
 
 def test_given_frames_do_not_depend_on_the_noise_level():

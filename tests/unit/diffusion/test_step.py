@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,23 @@ import torch
 from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.data.shuffle import ShuffledEpochs
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig
+from nemo_cosmos.diffusion.flops import training_flops
 from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel import startup
 from nemo_cosmos.training.api import pretrain
 from nemo_cosmos.training.defaults import default_log, default_optim, default_trainer
-from tests.unit.diffusion.tiny_run import LATENT, TEXT_DIM, RandomLatents, run, tiny_dit
+from tests.unit.diffusion.tiny_run import (
+    LATENT,
+    PICTURE,
+    TEXT_DIM,
+    AlternatingLatents,
+    PackedLatents,
+    RandomLatents,
+    num_tokens,
+    run,
+    tiny_dit,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +55,67 @@ def test_giving_every_frame_as_condition_is_refused() -> None:
     assert model.noised(sample)["condition_mask"][0, 0, :, 0, 0].tolist() == [1, 0]
 
 
+def sample_of(shape: tuple[int, ...], *, draw_id: int = 5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(draw_id)
+    return {
+        "latent": torch.randn(1, *shape, generator=generator),
+        "text_emb": torch.randn(1, 5, TEXT_DIM, generator=generator),
+        "fps": torch.tensor([24.0]),
+        "draw_id": torch.tensor([draw_id]),
+    }
+
+
+def test_hidden_frames_are_zeros_that_the_mask_does_not_tell_and_the_loss_leaves_out() -> None:
+    given = ConditioningConfig(min_condition_frames=1, max_condition_frames=1)
+    hidden = dataclasses.replace(given, condition_dropout=1.0)
+    shown, without = (DiffusionModel(tiny_dit(), conditioning=c).noised(sample_of(LATENT)) for c in (given, hidden))
+    assert shown["condition_mask"][0, 0, 0].eq(1).all()
+    assert shown["network_input"][:, :, 0].abs().min() > 0
+    assert without["condition_mask"].eq(0).all()
+    assert without["network_input"][:, :, 0].eq(0).all()
+    assert torch.equal(without["network_input"][:, :, 1:], shown["network_input"][:, :, 1:])
+    assert torch.equal(without["free"], shown["free"])
+    assert shown["free"][0, 0, :, 0, 0].tolist() == [0, 1]
+
+
+def test_a_picture_is_given_no_frame_and_has_the_noise_of_one_frame() -> None:
+    model = DiffusionModel(tiny_dit(), conditioning=ConditioningConfig(min_condition_frames=1, max_condition_frames=1))
+    picture, video = model.noised(sample_of(PICTURE)), model.noised(sample_of(LATENT))
+    assert picture["condition_mask"].eq(0).all() and picture["free"].eq(1).all()
+    torch.testing.assert_close(video["sigma"], picture["sigma"] * 2**0.5)
+
+
+def test_pictures_of_one_sample_are_samples_with_draws_of_their_own() -> None:
+    pictures = [sample_of(PICTURE, draw_id=i) for i in range(3)]
+    together = {name: torch.stack([p[name] for p in pictures], 1) for name in ("latent", "text_emb", "fps")}
+    made = DiffusionModel(tiny_dit()).noised({**together, "draw_id": torch.tensor([7])})
+    assert made["clean"].shape == (3, *PICTURE)
+    torch.testing.assert_close(made["clean"][1], pictures[1]["latent"][0] * 0.5)
+    assert len(set(made["sigma"].tolist())) == 3
+    noise = (made["noisy"] - made["clean"]) / made["sigma"].view(-1, 1, 1, 1, 1)
+    assert (noise[0] - noise[1]).abs().mean() > 0.5
+
+
+def test_batches_of_videos_and_of_pictures_train_one_model(tmp_path: Path) -> None:
+    losses = run(tmp_path, steps=2, data=AlternatingLatents, micro_batch_size=2)
+    assert sorted(losses) == [1, 2]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    tokens = [row["tokens_per_s"] / row["tflops_per_rank"] for row in rows]
+    flops = [training_flops(tiny_dit(), shape[1:], text_length=5) / num_tokens(shape) for shape in (LATENT, PICTURE)]
+    # Four videos, then twelve pictures: attention makes a video's token dearer.
+    assert tokens == [pytest.approx(1e12 / of_one, rel=1e-2) for of_one in flops]
+
+
+@pytest.mark.parametrize("data", [RandomLatents, AlternatingLatents, PackedLatents])
+def test_a_run_resumed_inside_an_epoch_goes_on_as_if_it_had_not_stopped(tmp_path: Path, data: type) -> None:
+    """Sixteen samples of 4 in a batch: steps 3 and 4 end the first epoch, 5 and 6 are of the second one."""
+    whole = run(tmp_path / "whole", steps=6, data=data)
+    startup.shutdown()
+    run(tmp_path / "resumed", steps=3, data=data)
+    startup.shutdown()
+    assert run(tmp_path / "resumed", steps=6, data=data) == {step: whole[step] for step in (4, 5, 6)}
+
+
 CARD = LatentCacheCard(
     tokenizer="tiny",
     tokenizer_fingerprint="f",
@@ -57,6 +130,20 @@ CARD = LatentCacheCard(
     text_dim=TEXT_DIM,
     text_length=5,
 )
+
+
+def test_samples_of_several_sizes_do_not_go_through_a_pipeline_that_expects_one() -> None:
+    model = DiffusionModel(tiny_dit())
+    model.config.pipeline_model_parallel_size = 2
+    cards = (CARD, dataclasses.replace(CARD, latent_shape=PICTURE))
+    model.check_data(CARD, CARD)
+    with pytest.raises(UserError, match="variable_seq_lengths: got False, expected True, for samples differ"):
+        model.check_data(*cards)
+    model.config.variable_seq_lengths = True
+    model.check_data(*cards)
+    model.config.virtual_pipeline_model_parallel_size = 2
+    with pytest.raises(UserError, match="virtual pipeline-parallel size: got 2, expected None"):
+        model.check_data(*cards)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +176,7 @@ def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, me
 def test_data_are_checked_before_the_model_is_built(tmp_path: Path) -> None:
     model, data = DiffusionModel(tiny_dit()), RandomLatents(micro_batch_size=1, global_batch_size=4)
     trainer, log, optim = default_trainer(max_steps=1), default_log(tmp_path), default_optim(lr=1e-2, max_steps=1)
-    data.cache_card = dataclasses.replace(CARD, text_dim=384)
+    data.cache_cards = (CARD, dataclasses.replace(CARD, text_dim=384))
     with pytest.raises(UserError, match="text_dim of the cache"):
         pretrain(model, data, trainer, log=log, optim=optim)
     assert not hasattr(model, "module")

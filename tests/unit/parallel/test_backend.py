@@ -55,8 +55,8 @@ def test_attention_refuses_what_it_cannot_do(one_rank: None) -> None:
     x = torch.zeros(6, 2, 4, 8)
     with pytest.raises(NotImplementedError, match="mask"):
         core_attention(AttnMaskType.no_mask)(x, x, x, torch.zeros(1))
-    with pytest.raises(UserError, match="p2p"):
-        core_attention(AttnMaskType.no_mask, cp_comm_type="p2p")
+    with pytest.raises(UserError, match=r"a2a\+p2p.*'a2a', 'all_gather', 'p2p'"):
+        core_attention(AttnMaskType.no_mask, cp_comm_type="a2a+p2p")
 
 
 def test_backend_by_name() -> None:
@@ -94,6 +94,12 @@ class RecordedAttention(torch.nn.Module):
     def __init__(self, config: TransformerConfig, *args: object, cp_comm_type: str, **kwargs: object) -> None:
         super().__init__()
         self.context_parallel_size, self.cp_comm_type = config.context_parallel_size, cp_comm_type
+        shares = config.context_parallel_size > 1
+        self.cp_group, self.cp_global_ranks, self.cp_stream = ("group", [0, 1], "stream") if shares else (None,) * 3
+
+    def set_context_parallel_group(self, cp_group, cp_global_ranks, cp_stream, cp_comm_type) -> None:
+        self.cp_group, self.cp_global_ranks, self.cp_stream = cp_group, cp_global_ranks, cp_stream
+        self.cp_comm_type = cp_comm_type
 
 
 @pytest.mark.parametrize(
@@ -113,3 +119,17 @@ def test_transformer_engine_attention_is_told_how_tokens_lie(
     built = adapted(config, 1, AttnMaskType.no_mask, attention_type, cp_comm_type=wanted)
     assert (built.context_parallel_size, built.cp_comm_type) == expected
     assert config.context_parallel_size == context
+
+
+def test_transformer_engine_attention_stops_sharing_tokens_and_begins_again() -> None:
+    config = config_for(context_parallel_size=2)
+    built = te_core_attention(RecordedAttention)(config, 1, AttnMaskType.no_mask, "self")
+    built.share_tokens(False)
+    assert (built.cp_group, built.cp_global_ranks, built.cp_stream) == (None, None, None)
+    built.share_tokens(True)
+    assert (built.cp_group, built.cp_global_ranks, built.cp_stream, built.cp_comm_type) == (
+        "group",
+        [0, 1],
+        "stream",
+        "a2a",
+    )

@@ -1,14 +1,21 @@
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
+from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.training.api import pretrain
+from nemo_cosmos.training.defaults import default_log, default_optim, default_trainer
 from nemo_cosmos.training.ema import EMA
+from nemo_cosmos.training.load import read_whole
+from tests.unit.diffusion.tiny_run import RandomLatents, tiny_dit
 
 
 def _trainer(module):
-    return SimpleNamespace(strategy=SimpleNamespace(megatron_parallel=[module]), ckpt_path=None, global_step=0)
+    strategy = SimpleNamespace(megatron_parallel=[module], optimizers=[])
+    return SimpleNamespace(strategy=strategy, ckpt_path=None, global_step=0)
 
 
 def _averages(ema, weights):
@@ -60,3 +67,40 @@ def test_bfloat16_weights_are_averaged_in_float32():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(UserError, match="EMA"):
         EMA(**settings)
+
+
+def test_masters_of_16_bit_weights_are_averaged_rather_than_the_weights(tmp_path):
+    """Steps of 1e-6 move the float32 masters, but no bf16 weight: 0.02 and 0.02 + 1e-6 are the same to bf16."""
+    frozen = {"lr": 1e-6, "max_steps": 10, "weight_decay": 0.0}
+    model = DiffusionModel(tiny_dit())
+    ema = EMA(decay=0.5)
+    moved = _Moved(ema)
+    pretrain(
+        model,
+        RandomLatents(micro_batch_size=4, global_batch_size=4),
+        default_trainer(max_steps=3, precision="bf16-mixed", callbacks=[ema, moved]),
+        log=default_log(tmp_path),
+        optim=default_optim(**frozen),
+    )
+    assert 0 < moved.largest < 5e-6
+    folder = tmp_path / "checkpoints" / "step=0000003"
+    averaged, plain = read_whole(folder), read_whole(folder, use_ema=False)
+    name = "blocks.0.mlp.linear_fc1.weight"
+    assert (averaged[name].dtype, plain[name].dtype) == (torch.float32, torch.bfloat16)
+    difference = (averaged[name] - plain[name].float()).abs()
+    assert 0 < difference.max() < 5e-6
+
+
+class _Moved(pl.Callback):
+    """How far the averages are from where they began."""
+
+    def __init__(self, ema):
+        self.ema, self.largest = ema, 0.0
+
+    def on_train_start(self, trainer, pl_module):
+        self.first = {parameter: average.clone() for parameter, average in self.ema._shadow.items()}
+
+    def on_train_batch_end(self, *_):
+        self.largest = max(
+            float((self.ema._shadow[parameter] - first).abs().max()) for parameter, first in self.first.items()
+        )

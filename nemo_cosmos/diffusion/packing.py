@@ -1,0 +1,100 @@
+"""Clips of different sizes as one sequence of tokens, in which each attends to itself alone.
+
+Source: sequence packing as in NaViT (Dehghani et al. 2023, arXiv 2307.06304), with Megatron's `PackedSeqParams`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.tokens import TokenShard
+
+Grid = tuple[int, int, int]
+"""Tokens along T, H, W."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Where each clip stands in the sequence; a batch of clips of one size is a pack of one."""
+
+    grids: tuple[Grid, ...]
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each clip."""
+        return tuple(math.prod(grid) for grid in self.grids)
+
+    def pieces(self, shard: TokenShard) -> list[tuple[int, TokenShard]]:
+        """What a rank holds of the sequence.
+
+        Args:
+            shard: The rank's tokens of the whole sequence.
+
+        Returns:
+            Number of each clip that it touches, and the piece that it has of that clip's own tokens.
+        """
+        found = []
+        ends = itertools.accumulate(self.lengths)
+        for index, (length, end) in enumerate(zip(self.lengths, ends, strict=True)):
+            first = end - length
+            start, stop = max(shard.start, first), min(shard.stop, end)
+            if start < stop:
+                found.append((index, TokenShard(start - first, stop - first, length)))
+        return found
+
+    def attention_limits(self, text_length: int, device: torch.device) -> tuple[PackedSeqParams, PackedSeqParams]:
+        """Bounds of the clips, for self-attention and for cross-attention.
+
+        Args:
+            text_length: Text tokens of each clip.
+            device: Of the tokens.
+        """
+        own, text = self.lengths, (text_length,) * len(self.lengths)
+        return _limits(own, own, device), _limits(own, text, device)
+
+
+def _limits(queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device) -> PackedSeqParams:
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=_bounds(queries, device),
+        cu_seqlens_kv=_bounds(keys, device),
+        max_seqlen_q=max(queries),
+        max_seqlen_kv=max(keys),
+    )
+
+
+def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def check_pack(latents: list[torch.Tensor], others: dict[str, int | None], *, context_parallel: int) -> None:
+    """Refuses a pack that cannot be computed.
+
+    Args:
+        latents: One clip each, 1 C T H W.
+        others: How many of each other input there are; None for one that is absent.
+        context_parallel: Size of that group.
+
+    Raises:
+        UserError: With the reason.
+    """
+    batches = [len(latent) for latent in latents]
+    if not batches or set(batches) != {1}:
+        raise user_error("batch sizes in a pack", batches, "1 for each of its clips", "Give clips one by one.")
+    wrong = {name: count for name, count in others.items() if count not in (None, len(latents))}
+    if wrong:
+        raise user_error("entries for a pack", wrong, f"one for each of its {len(latents)} clips", "Give as many.")
+    if context_parallel > 1:
+        raise user_error(
+            "context-parallel size",
+            context_parallel,
+            "1 with packed clips",
+            "Use tensor parallelism, or batches of one size.",
+        )
