@@ -3,9 +3,9 @@
     python -m benchmarks.tokenizer                     # CV8x8x8-720p, 17 frames of 256x256
     python -m benchmarks.tokenizer --streaming         # and a decode of 121 frames, chunk by chunk
 
-Both run in one process in turn. `ratio` is diffusers' time over ours; `memory` our peak over theirs, the model's weights
-and the input left out; `FLOP` our floating-point operations over theirs; `of GEMM` is our share of the FLOP/s that the
-best square matrix product reaches on the same threads. In fp32 results further apart than 1e-5 are an error.
+Both run in one process in turn. `ratio` is diffusers' time over ours; `memory` our peak over theirs, the model's own
+weights and the input left out; `FLOP` our floating-point operations over theirs; `of GEMM` is our share of the FLOP/s
+that the best square matrix product reaches on the same threads. In fp32 results further apart than 1e-5 are an error.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def main() -> None:
     parser.add_argument("--streaming", action="store_true", help="also decode 121 frames chunk by chunk")
     args = parser.parse_args()
     print(f"{args.preset}, {args.frames} frames of {args.size}x{args.size}; {machine()}")
-    print(
-        f"{'':24}{'ours s':>8}{'diffusers s':>13}{'ratio':>7}{'frames/s':>10}{'MiB':>7}{'memory':>8}{'FLOP':>7}{'of GEMM':>9}"
+    titles = (
+        f"{'ours s':>8}{'diffusers s':>13}{'ratio':>7}{'frames/s':>10}{'MiB':>7}{'memory':>8}{'FLOP':>7}{'of GEMM':>9}"
     )
+    print(" " * 24 + titles)
     for dtype in args.dtypes:
         for threads in args.threads:
             torch.set_num_threads(threads)
