@@ -3,8 +3,9 @@
     python -m benchmarks.tokenizer                     # CV8x8x8-720p, 17 frames of 256x256
     python -m benchmarks.tokenizer --streaming         # and a decode of 121 frames, chunk by chunk
 
-Both run in one process in turn. `ratio` is diffusers' time over ours; `memory` our peak over theirs, weights and input
-left out; `of GEMM` is our share of the FLOP/s that the best square matrix product reaches on the same threads.
+Both run in one process in turn. `ratio` is diffusers' time over ours; `memory` our peak over theirs, the model's own
+weights and the input left out; `FLOP` our floating-point operations over theirs; `of GEMM` is our share of the FLOP/s
+that the best square matrix product reaches on the same threads. In fp32 results further apart than 1e-5 are an error.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from nemo_cosmos.tokenizer.config import TokenizerConfig, preset
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MOST_APART = {torch.float32: 1e-5, torch.bfloat16: float("inf")}
+"""Largest difference between results that counts as the same output."""
 
 
 def main() -> None:
@@ -36,7 +39,10 @@ def main() -> None:
     parser.add_argument("--streaming", action="store_true", help="also decode 121 frames chunk by chunk")
     args = parser.parse_args()
     print(f"{args.preset}, {args.frames} frames of {args.size}x{args.size}; {machine()}")
-    print(f"{'':24}{'ours s':>8}{'diffusers s':>13}{'ratio':>7}{'frames/s':>10}{'MiB':>7}{'memory':>8}{'of GEMM':>9}")
+    titles = (
+        f"{'ours s':>8}{'diffusers s':>13}{'ratio':>7}{'frames/s':>10}{'MiB':>7}{'memory':>8}{'FLOP':>7}{'of GEMM':>9}"
+    )
+    print(" " * 24 + titles)
     for dtype in args.dtypes:
         for threads in args.threads:
             torch.set_num_threads(threads)
@@ -58,26 +64,35 @@ def compare(config: TokenizerConfig, dtype: torch.dtype, args: argparse.Namespac
     }
     peak = gemm_peak(dtype)
     for name, (run_ours, run_theirs) in pairs.items():
-        calls = {"ours": run_ours}
+        calls, num_operations = {"ours": run_ours}, {"ours": operations(run_ours)}
         try:
-            remark = f"largest difference {(run_ours() - run_theirs()).abs().max().item():.1e}"
-            calls["diffusers"] = run_theirs
+            apart = (run_ours() - run_theirs()).abs().max().item()
         except NotImplementedError as problem:  # torch lacks some operations for bf16 on CPUs
             remark = f"diffusers cannot: {problem}"
-        with FlopCounterMode(display=False) as counter:
-            run_ours()
+        else:
+            if not apart <= MOST_APART[dtype]:
+                raise SystemExit(f"{name}, {label}: results are {apart:.1e} apart")
+            remark = f"largest difference {apart:.1e}"
+            calls["diffusers"], num_operations["diffusers"] = run_theirs, operations(run_theirs)
         result = alternate(calls, args.rounds)
         own, other = result["ours"], result.get("diffusers")
-        seconds, ratio, memory = (
-            ("-", "-", "-")
-            if other is None
-            else (f"{other.seconds:.2f}", f"{other.seconds / own.seconds:.2f}", f"{own.peak_mib / other.peak_mib:.2f}")
-        )
+        seconds, ratio, memory, share = "-", "-", "-", "-"
+        if other is not None:
+            seconds, ratio = f"{other.seconds:.2f}", f"{other.seconds / own.seconds:.2f}"
+            memory = f"{own.peak_mib / other.peak_mib:.2f}"
+            share = f"{num_operations['ours'] / num_operations['diffusers']:.2f}"
         print(
             f"{name + ', ' + label:24}{own.seconds:8.2f}{seconds:>13}{ratio:>7}{args.frames / own.seconds:10.2f}"
-            f"{own.peak_mib:7.0f}{memory:>8}{counter.get_total_flops() / own.seconds / peak:9.0%}   {remark}",
+            f"{own.peak_mib:7.0f}{memory:>8}{share:>7}{num_operations['ours'] / own.seconds / peak:9.0%}   {remark}",
             flush=True,
         )
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Counts the floating-point operations of a call's matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def twin(tokenizer: CausalVideoTokenizer) -> torch.nn.Module:

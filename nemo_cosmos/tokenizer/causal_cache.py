@@ -29,6 +29,9 @@ class Past(Protocol):
     def before(self, layer: nn.Module, x_BCTHW: Tensor, num_frames: int) -> Tensor:
         """Puts the `num_frames` frames before in front of a layer's input; the first frame repeated at the start."""
 
+    def frames(self, layer: nn.Module, x_BCTHW: Tensor, num_frames: int) -> list[Tensor]:
+        """As `before`, but as frames [B, C, H, W] that share memory with the input where they can."""
+
     def keys_before(self, layer: nn.Module, k_BCTHW: Tensor, v_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """Puts the keys and values of the frames before in front of a layer's own, as many as are seen."""
 
@@ -45,6 +48,10 @@ class WholeVideo:
     def before(self, layer: nn.Module, x_BCTHW: Tensor, num_frames: int) -> Tensor:
         """See `Past`."""
         return repeat_first_frame(x_BCTHW, num_frames)
+
+    def frames(self, layer: nn.Module, x_BCTHW: Tensor, num_frames: int) -> list[Tensor]:
+        """See `Past`."""
+        return [x_BCTHW[:, :, 0]] * num_frames + list(x_BCTHW.unbind(2))
 
     def keys_before(self, layer: nn.Module, k_BCTHW: Tensor, v_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """See `Past`."""
@@ -81,13 +88,15 @@ class CausalCache:
 
     def before(self, layer: nn.Module, x_BCTHW: Tensor, num_frames: int) -> Tensor:
         """See `Past`."""
-        if self.at_start:
-            x_BCTHW = repeat_first_frame(x_BCTHW, num_frames)
-        else:
-            x_BCTHW = torch.cat([*self._past[layer], x_BCTHW], dim=2)
+        return torch.stack(self.frames(layer, x_BCTHW, num_frames), dim=2)
+
+    def frames(self, layer: nn.Module, x_BCTHW: Tensor, num_frames: int) -> list[Tensor]:
+        """See `Past`."""
+        before = [x_BCTHW[:, :, 0]] * num_frames if self.at_start else self._past[layer]
+        frames = [*before, *x_BCTHW.unbind(2)]
         # Copied, because a slice would keep the whole chunk in memory.
-        self._past[layer] = (x_BCTHW[:, :, x_BCTHW.shape[2] - num_frames :].clone(),)
-        return x_BCTHW
+        self._past[layer] = tuple(frame.clone() for frame in frames[len(frames) - num_frames :])
+        return frames
 
     def keys_before(self, layer: nn.Module, k_BCTHW: Tensor, v_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """See `Past`."""

@@ -161,6 +161,10 @@ class PreviousRanks:
         # The first rank has sent, hence takes part in the backward pass, but has got zeros.
         return repeat_first_frame(extended_BCTHW[:, :, num_frames:], num_frames) if self.at_start else extended_BCTHW
 
+    def frames(self, layer: nn.Module, x_BCTHW: Tensor, num_frames: int) -> list[Tensor]:
+        """See `Past`."""
+        return list(self.before(layer, x_BCTHW, num_frames).unbind(2))
+
     def keys_before(self, layer: nn.Module, k_BCTHW: Tensor, v_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """See `Past`."""
         stop = sum(self._latent_sizes[: self._group.rank() + 1])

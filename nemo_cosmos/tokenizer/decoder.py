@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.layers import CausalNorm, FactorisedConv, HybridUpsample, MiddleBlock, ResnetBlock
+from nemo_cosmos.tokenizer.layers import CausalNorm, FactorisedConv, HybridUpsample, MiddleBlock, ResnetBlock, silu
 from nemo_cosmos.tokenizer.patching import Unpatcher
 
 
@@ -80,6 +79,6 @@ class Decoder(nn.Module):
         h_BCTHW = self.mid(self.conv_in(z_BCTHW, past), past)
         for level in reversed(self.up):
             h_BCTHW = level(h_BCTHW, past)
-        video_BCTHW = self.unpatcher3d(self.conv_out(F.silu(self.norm_out(h_BCTHW)), past), past)
+        video_BCTHW = self.unpatcher3d(self.conv_out(silu(self.norm_out(h_BCTHW)), past), past)
         past.end_chunk()
         return video_BCTHW

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.layers import CausalNorm, FactorisedConv, HybridDownsample, MiddleBlock, ResnetBlock
+from nemo_cosmos.tokenizer.layers import CausalNorm, FactorisedConv, HybridDownsample, MiddleBlock, ResnetBlock, silu
 from nemo_cosmos.tokenizer.patching import Patcher
 
 
@@ -66,6 +65,6 @@ class Encoder(nn.Module):
         h_BCTHW = self.conv_in(self.patcher3d(video_BCTHW, past), past)
         for level in self.down:
             h_BCTHW = level(h_BCTHW, past)
-        h_BCTHW = self.conv_out(F.silu(self.norm_out(self.mid(h_BCTHW, past))), past)
+        h_BCTHW = self.conv_out(silu(self.norm_out(self.mid(h_BCTHW, past))), past)
         past.end_chunk()
         return h_BCTHW

@@ -6,6 +6,8 @@ two-dimensional or pointwise operation that it really is.
 
 Layers that look back in time take a `Past`, by which a video may come in chunks or be shared among ranks.
 
+For inference on a CPU convolutions come from fewer multiplications (`fast_conv`), and blocks overwrite what they made.
+
 Shape letters: B batch, C channels, T frames, H height, W width, S = H W pixels.
 """
 
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from nemo_cosmos.tokenizer import fast_conv
 from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 
 NORM_EPS = 1e-6
@@ -70,7 +73,7 @@ class CausalConv3d(nn.Module):
         """[B, C, T, H, W] -> [B, C', T / time_stride, H', W']."""
         kernel_t, kernel_s, _ = self.conv3d.kernel_size
         if kernel_t > 1:
-            return self._over_time(past.before(self, x_BCTHW, self.time_pad))
+            return self._over_time(x_BCTHW, past)
         if kernel_s > 1:
             return self._over_space(x_BCTHW)
         return self._pointwise(x_BCTHW)
@@ -80,24 +83,37 @@ class CausalConv3d(nn.Module):
         return F.linear(x_BTHWC, self.conv3d.weight.flatten(1), self._bias()).permute(0, 4, 1, 2, 3)
 
     def _over_space(self, x_BCTHW: Tensor) -> Tensor:
-        x_NCHW = frames_to_batch(x_BCTHW)
-        y_NCHW = F.conv2d(
-            x_NCHW,
-            self.conv3d.weight.squeeze(2),
-            self._bias(),
-            stride=self.conv3d.stride[1:],
-            padding=self.space_padding,
-        )
+        x_NCHW, weight, bias = frames_to_batch(x_BCTHW), self.conv3d.weight.squeeze(2), self._bias()
+        stride = self.conv3d.stride[1:]
+        if stride == (1, 1) and weight.shape[2:] == (3, 3) and fast_conv.pays(x_NCHW, weight):
+            y_NCHW = fast_conv.conv2d(x_NCHW, weight, bias, self.space_padding)
+        else:
+            y_NCHW = F.conv2d(x_NCHW, weight, bias, stride=stride, padding=self.space_padding)
         return batch_to_frames(y_NCHW, x_BCTHW.shape[0])
 
-    def _over_time(self, x_BCTHW: Tensor) -> Tensor:
-        _, _, _, height, width = x_BCTHW.shape
+    def _over_time(self, x_BCTHW: Tensor, past: Past) -> Tensor:
+        weight, bias, stride = self.conv3d.weight.squeeze(4), self._bias(), self.conv3d.stride[0]
+        if self.conv3d.kernel_size[0] == 3 and fast_conv.pays(x_BCTHW, weight):
+            frames = past.frames(self, x_BCTHW, self.time_pad)
+            num_equal = 1 + self.time_pad if past.at_start else 1
+            return fast_conv.conv_over_time(frames, weight.squeeze(3), bias, stride=stride, num_equal=num_equal)
+        x_BCTHW = past.before(self, x_BCTHW, self.time_pad)
         x_BCTS = rearrange(x_BCTHW, "B C T H W -> B C T (H W)")
-        y_BCTS = F.conv2d(x_BCTS, self.conv3d.weight.squeeze(4), self._bias(), stride=(self.conv3d.stride[0], 1))
-        return rearrange(y_BCTS, "B C T (H W) -> B C T H W", H=height, W=width)
+        y_BCTS = F.conv2d(x_BCTS, weight, bias, stride=(stride, 1))
+        return rearrange(y_BCTS, "B C T (H W) -> B C T H W", H=x_BCTHW.shape[3])
 
     def _bias(self) -> Tensor | None:
         return self.conv3d.bias if self.adds_bias else None
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else needs, such as a norm gives."""
+    return F.silu(x, inplace=fast_conv.applies(x))
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of two tensors, the first of which nobody else needs."""
+    return x.add_(y) if fast_conv.applies(x) else x + y
 
 
 def frames_to_batch(x_BCTHW: Tensor) -> Tensor:
@@ -164,9 +180,9 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T, H, W]."""
-        h_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)), past)
-        h_BCTHW = self.conv2(F.silu(self.norm2(h_BCTHW)), past)
-        return self.nin_shortcut(x_BCTHW) + h_BCTHW
+        h_BCTHW = self.conv1(silu(self.norm1(x_BCTHW)), past)
+        h_BCTHW = self.conv2(silu(self.norm2(h_BCTHW)), past)
+        return add(h_BCTHW, self.nin_shortcut(x_BCTHW))
 
 
 class CausalAttention(nn.Module):
@@ -187,7 +203,7 @@ class CausalAttention(nn.Module):
     def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
         h_BCTHW = self.norm(x_BCTHW)
-        return x_BCTHW + self.proj_out(self._attend(self.q(h_BCTHW), self.k(h_BCTHW), self.v(h_BCTHW), past))
+        return add(self.proj_out(self._attend(self.q(h_BCTHW), self.k(h_BCTHW), self.v(h_BCTHW), past)), x_BCTHW)
 
     def _attend(self, q_BCTHW: Tensor, k_BCTHW: Tensor, v_BCTHW: Tensor, past: Past) -> Tensor:
         raise NotImplementedError
@@ -251,11 +267,11 @@ class HybridDownsample(nn.Module):
             batch_size = x_BCTHW.shape[0]
             padded_BCTHW = batch_to_frames(self.pad(frames_to_batch(x_BCTHW)), batch_size)
             pooled_BCTHW = batch_to_frames(F.avg_pool2d(frames_to_batch(x_BCTHW), 2), batch_size)
-            x_BCTHW = self.conv1(padded_BCTHW) + pooled_BCTHW
+            x_BCTHW = add(self.conv1(padded_BCTHW), pooled_BCTHW)
         if self.time:
             if past.at_start:
                 x_BCTHW = torch.cat([x_BCTHW[:, :, :1], x_BCTHW], dim=2)
-            x_BCTHW = self.conv2(x_BCTHW, past) + (x_BCTHW[:, :, 0::2] + x_BCTHW[:, :, 1::2]) * 0.5
+            x_BCTHW = add(self.conv2(x_BCTHW, past), (x_BCTHW[:, :, 0::2] + x_BCTHW[:, :, 1::2]) * 0.5)
         return self.conv3(x_BCTHW)
 
 
@@ -282,11 +298,22 @@ class HybridUpsample(nn.Module):
         if self.time:
             num_single = 1 if past.at_start else 0  # the video's first frame stays one frame
             x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)[:, :, num_single:]
-            x_BCTHW = self.conv1(x_BCTHW, past) + x_BCTHW
+            x_BCTHW = add(self.conv1(x_BCTHW, past), x_BCTHW)
         if self.space:
-            x_BCTHW = x_BCTHW.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
-            x_BCTHW = self.conv2(x_BCTHW) + x_BCTHW
+            x_BCTHW = self._double(x_BCTHW)
         return self.conv3(x_BCTHW)
+
+    def _double(self, x_BCTHW: Tensor) -> Tensor:
+        weight, bias = self.conv2.conv3d.weight.squeeze(2), self.conv2.conv3d.bias
+        # Ranks that share channels or rows take part by hooks (`tensor_parallel`).
+        alone = not (self.conv2._forward_pre_hooks or self.conv2._forward_hooks)
+        if alone and fast_conv.pays(x_BCTHW, weight):
+            y_NCHW = fast_conv.conv2d_of_doubled(frames_to_batch(x_BCTHW), weight, bias)
+            y_BCTHW = batch_to_frames(y_NCHW, x_BCTHW.shape[0])
+            y_BCTHW.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).add_(x_BCTHW[:, :, :, :, None, :, None])
+            return y_BCTHW
+        x_BCTHW = x_BCTHW.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+        return add(self.conv2(x_BCTHW), x_BCTHW)
 
 
 class MiddleBlock(nn.Module):

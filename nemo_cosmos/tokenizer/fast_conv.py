@@ -1,0 +1,278 @@
+"""The tokenizers' convolutions from fewer multiplications, for inference in float32 on CPUs.
+
+There the networks are bound by multiplications, almost all of them in 3x3 convolutions over space and convolutions of
+3 frames over time. Both are written as matrix products over channels of sums of inputs, which share products among
+neighbouring outputs. Results differ from the direct sums by rounding alone. Weights are transformed anew in every call:
+kept, they would take several times the memory of the model.
+
+Shape letters: N frames, C channels in, O channels out, H height, W width, Y X rows and columns of tiles, S pixels,
+K entries of a kernel, P products.
+
+Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_TILE = 4
+"""Edge of the square of outputs that are computed together, from (_TILE + 2)^2 products instead of 9 _TILE^2."""
+_MIN_CHANNELS = 64
+"""With fewer, the transforms cost more than the multiplications that they save."""
+_TILES_AT_ONCE = 256
+"""Tiles in memory together: rows enough for a matrix product, and few enough for the cache."""
+_PIXELS_AT_ONCE = 1024
+"""Pixels that a convolution over time works on together, for the same reasons."""
+
+
+def applies(x: Tensor) -> bool:
+    """Whether a layer may sum in another order and overwrite what it made itself.
+
+    That is on a CPU, without gradients, and not while a program is recorded, which must hold for every size.
+
+    Args:
+        x: The layer's input.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer may use the convolutions here, and gains by it: in float32, with many channels.
+
+    Args:
+        x: The layer's input.
+        weight: The kernel [O, C, ...].
+    """
+    return applies(x) and x.dtype == weight.dtype == torch.float32 and min(weight.shape[:2]) >= _MIN_CHANNELS
+
+
+def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    """As `F.conv2d` with a 3x3 kernel and stride 1, by Winograd's minimal filtering of 4x4 outputs at a time.
+
+    Args:
+        x_NCHW: Float32 in channels-last memory.
+        weight_OCHW: Float32 [O, C, 3, 3].
+        bias: Float32 [O], or None.
+        padding: Zeros above and below, and at both sides.
+
+    Returns:
+        [N, O, H + 2 padding[0] - 2, W + 2 padding[1] - 2] in channels-last memory.
+
+    Source: arXiv 1509.09308 section 4.3, F(4x4, 3x3).
+    """
+    x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+    num_frames, in_height, in_width, channels = x_NHWC.shape
+    above, aside = padding
+    height, width = in_height + 2 * above - 2, in_width + 2 * aside - 2
+    rows, columns = -(-height // _TILE), -(-width // _TILE)
+    weight_PCO = _mixed_kernel(weight_OCHW, x_NHWC.new_tensor(_KERNEL_MIX)).transpose(1, 2)
+    y_NHWC = x_NHWC.new_empty(num_frames, rows * _TILE, columns * _TILE, len(weight_OCHW))
+    frames_at_once = max(1, _TILES_AT_ONCE // (rows * columns))
+    rows_at_once = max(1, _TILES_AT_ONCE // columns)
+    for x_part, y_part in zip(x_NHWC.split(frames_at_once), y_NHWC.split(frames_at_once), strict=True):
+        padded_NHWC = x_NHWC.new_zeros(len(x_part), rows * _TILE + 2, columns * _TILE + 2, channels)
+        padded_NHWC[:, above : above + in_height, aside : aside + in_width] = x_part
+        for row in range(0, rows, rows_at_once):
+            start, stop = row * _TILE, min(row + rows_at_once, rows) * _TILE
+            tiles_PSC = _input_tiles(padded_NHWC[:, start : stop + 2])
+            _write_output_tiles(torch.bmm(tiles_PSC, weight_PCO), y_part[:, start:stop])
+        if bias is not None:
+            y_part += bias
+    return y_NHWC[:, :height, :width].contiguous().permute(0, 3, 1, 2)
+
+
+_R = 2**0.5
+_KERNEL_MIX = (
+    (1, 0, 0),
+    (-_R / 3, -1 / 3, -_R / 6),
+    (-_R / 3, 1 / 3, -_R / 6),
+    (1 / 3, _R / 3, 2 / 3),
+    (1 / 3, -_R / 3, 2 / 3),
+    (0, 0, 1),
+)
+"""What the six products along an axis take of a kernel's three entries.
+
+They interpolate at 0, +-sqrt(1/2), +-sqrt(2) and infinity: with the usual 0, +-1, +-2 rounding errors would be more than
+twice as large. The products are scaled so that no sum below needs a multiplication more.
+"""
+
+
+def _mixed_kernel(weight_OCHW: Tensor, mix_PK: Tensor) -> Tensor:
+    """Applies a matrix to both axes of a kernel: [O, C, K, K] -> [P^2, O, C], the products along W slowest."""
+    entries_KM = weight_OCHW.permute(3, 2, 0, 1).flatten(2).flatten(0, 1)
+    return torch.mm(torch.kron(mix_PK, mix_PK), entries_KM).unflatten(1, weight_OCHW.shape[:2])
+
+
+def _input_tiles(x_NHWC: Tensor) -> Tensor:
+    """[N, 4 Y + 2, 4 X + 2, C] -> what the 36 products take of every tile, [36, N Y X, C]."""
+    num_frames, height, width, channels = x_NHWC.shape
+    rows, columns = height // _TILE, width // _TILE
+    half_PNYWC = x_NHWC.new_empty(_TILE + 2, num_frames, rows, width, channels)
+    _mix_inputs([x_NHWC[:, i::_TILE][:, :rows] for i in range(_TILE + 2)], half_PNYWC)
+    tiles_PPNYXC = x_NHWC.new_empty(_TILE + 2, *half_PNYWC.shape[:3], columns, channels)
+    _mix_inputs([half_PNYWC[:, :, :, i::_TILE][:, :, :, :columns] for i in range(_TILE + 2)], tiles_PPNYXC)
+    return tiles_PPNYXC.view((_TILE + 2) ** 2, -1, channels)
+
+
+def _write_output_tiles(products_PSO: Tensor, y_NHWO: Tensor) -> None:
+    """Sums the 36 products [36, N Y X, O] of every tile to its outputs [N, 4 Y, 4 X, O]."""
+    y_NYIXJO = y_NHWO.unflatten(2, (-1, _TILE)).unflatten(1, (-1, _TILE))
+    num_frames, rows, _, columns, _, channels = y_NYIXJO.shape
+    half_JPNYXO = products_PSO.new_empty(_TILE, _TILE + 2, num_frames, rows, columns, channels)
+    _mix_products(products_PSO.view(_TILE + 2, *half_JPNYXO.shape[1:]), half_JPNYXO)
+    _mix_products(half_JPNYXO.unbind(1), y_NYIXJO.permute(2, 4, 0, 1, 3, 5))
+
+
+def _mix_inputs(x: Sequence[Tensor], out: Tensor) -> None:
+    """Writes what the six products along an axis take of the six inputs there."""
+    torch.add(x[0], x[4], out=out[0]).sub_(x[2], alpha=2.5)
+    even, odd = torch.sub(x[4], x[2], alpha=2), torch.sub(x[3], x[1], alpha=2)
+    torch.add(even, odd, alpha=_R / 2, out=out[1])
+    torch.sub(even, odd, alpha=_R / 2, out=out[2])
+    torch.sub(x[4], x[2], alpha=0.5, out=even)
+    torch.sub(x[3], x[1], alpha=0.5, out=odd)
+    torch.add(even, odd, alpha=_R, out=out[3])
+    torch.sub(even, odd, alpha=_R, out=out[4])
+    torch.add(x[1], x[5], out=out[5]).sub_(x[3], alpha=2.5)
+
+
+def _mix_products(m: Sequence[Tensor], out: Tensor) -> None:
+    """Sums the six products along an axis to the four outputs there."""
+    near, far = m[1] + m[2], m[3] + m[4]
+    torch.add(m[0], near, alpha=_R, out=out[0]).add_(far, alpha=0.5)
+    torch.add(far, near, alpha=_R / 2, out=out[2])
+    torch.sub(m[1], m[2], out=near)
+    torch.sub(m[3], m[4], out=far)
+    torch.add(near, far, alpha=_R / 2, out=out[1])
+    torch.add(m[5], near, alpha=0.5, out=out[3]).add_(far, alpha=_R)
+
+
+def conv2d_of_doubled(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None) -> Tensor:
+    """As `F.conv2d` with a 3x3 kernel and one zero around, of pictures whose pixels are repeated along both axes.
+
+    Along an axis with a kernel (f, g, h) the outputs over pixel i are (f + g + h) x_i + f (x_{i-1} - x_i) and
+    (f + g + h) x_i + h (x_{i+1} - x_i): three products for two outputs, nine instead of 36 on both axes.
+
+    Args:
+        x_NCHW: Float32, before the repetition, in channels-last memory.
+        weight_OCHW: Float32 [O, C, 3, 3].
+        bias: Float32 [O], or None.
+
+    Returns:
+        [N, O, 2 H, 2 W] in channels-last memory.
+    """
+    num_frames, channels, height, width = x_NCHW.shape
+    mix_PK = x_NCHW.new_tensor(((1, 0, 0), (1, 1, 1), (0, 0, 1)))
+    weight_PPCO = _mixed_kernel(weight_OCHW, mix_PK).transpose(1, 2).unflatten(0, (3, 3))
+    y_NHWO = x_NCHW.new_empty(num_frames, 2 * height, 2 * width, len(weight_OCHW))
+    padded_HWC = x_NCHW.new_zeros(height + 2, width + 2, channels)
+    for x_HWC, y_HWO in zip(x_NCHW.permute(0, 2, 3, 1), y_NHWO, strict=True):
+        padded_HWC[1:-1, 1:-1] = x_HWC
+        middle_HWC = padded_HWC[:, 1:-1].contiguous()
+        left = _doubled_rows(padded_HWC[:, :-2] - middle_HWC, weight_PPCO[0], None)
+        middle = _doubled_rows(middle_HWC, weight_PPCO[1], bias)
+        right = _doubled_rows(padded_HWC[:, 2:] - middle_HWC, weight_PPCO[2], None)
+        for row in range(2):
+            torch.add(middle[row], left[row], out=y_HWO[row::2, ::2])
+            torch.add(middle[row], right[row], out=y_HWO[row::2, 1::2])
+    return y_NHWO.permute(0, 3, 1, 2)
+
+
+def _doubled_rows(x_HWC: Tensor, weight_PCO: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the even and the odd rows [H, W, O] over [H + 2, W, C], of which the first and the last row are zeros."""
+    middle_HWC = x_HWC[1:-1]
+    both_SO = _product(middle_HWC.flatten(0, 1), weight_PCO[1], bias)
+    even_SO = torch.addmm(both_SO, (x_HWC[:-2] - middle_HWC).flatten(0, 1), weight_PCO[0])
+    odd_SO = _add_product(both_SO, (x_HWC[2:] - middle_HWC).flatten(0, 1), weight_PCO[2])
+    return even_SO.view(*middle_HWC.shape[:2], -1), odd_SO.view(*middle_HWC.shape[:2], -1)
+
+
+def _product(x_SC: Tensor, weight_CO: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    return torch.mm(x_SC, weight_CO, out=out) if bias is None else torch.addmm(bias, x_SC, weight_CO, out=out)
+
+
+def _add_product(y_SO: Tensor, x_SC: Tensor, weight_CO: Tensor) -> Tensor:
+    return torch.addmm(y_SO, x_SC, weight_CO, out=y_SO)
+
+
+def conv_over_time(
+    frames: Sequence[Tensor], weight_OCK: Tensor, bias: Tensor | None, *, stride: int, num_equal: int
+) -> Tensor:
+    """A convolution of three frames over time.
+
+    Equal frames at the start are multiplied once with the sum of their weights. Of other outputs with stride 1 two at a
+    time come from four products (Winograd's F(2, 3)), not six.
+
+    Args:
+        frames: At least three [B, C, H, W] in channels-last memory.
+        weight_OCK: Float32 [O, C, 3].
+        bias: Float32 [O], or None.
+        stride: Frames from one output to the next.
+        num_equal: So many of the first frames are one and the same, at least 1.
+
+    Returns:
+        [B, O, T, H, W] in channels-last memory, with T = 1 + (frames - 3) / stride rounded down.
+    """
+    batch_size, _, height, width = frames[0].shape
+    num_outputs = (len(frames) - 3) // stride + 1
+    y_BTSO = frames[0].new_empty(batch_size, num_outputs, height * width, len(weight_OCK))
+    kernel = _TimeKernel(weight_OCK, bias)
+    for sample, y_TSO in enumerate(y_BTSO):
+        rows = [frame[sample].permute(1, 2, 0).flatten(0, 1) for frame in frames]
+        for start in range(0, height * width, _PIXELS_AT_ONCE):
+            block = slice(start, start + _PIXELS_AT_ONCE)
+            kernel.write([row_SC[block] for row_SC in rows], y_TSO[:, block].unbind(), stride, num_equal)
+    return y_BTSO.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+
+
+class _TimeKernel:
+    """The weights of a convolution over time, as the products take them.
+
+    Args:
+        weight_OCK: [O, C, 3].
+        bias: [O], or None.
+    """
+
+    def __init__(self, weight_OCK: Tensor, bias: Tensor | None) -> None:
+        self.bias = bias
+        self.each = weight_OCK.permute(2, 0, 1).contiguous().transpose(1, 2).unbind()
+        self.of_first = list(itertools.accumulate(self.each))
+        """Sums over the first 1, 2 and 3 frames."""
+        self.half_sum_CO = self.of_first[2] / 2
+        self.half_difference_CO = self.half_sum_CO - self.each[1]
+
+    def write(self, x: Sequence[Tensor], out: Sequence[Tensor], stride: int, num_equal: int) -> None:
+        """Writes outputs [S, O] over inputs [S, C]."""
+        t = 0
+        while t < len(out):
+            inputs, remaining = x[t * stride :], len(out) - t
+            equal = max(1, num_equal - t * stride)
+            # Over two equal frames one output alone takes two products, as many as each of a pair.
+            if stride == 1 and remaining > 1 and (equal == 1 or (equal == 2 and remaining % 2 == 0)):
+                self._write_two(inputs, out[t], out[t + 1])
+                t += 2
+            else:
+                self._write_one(inputs, out[t], min(equal, 3))
+                t += 1
+
+    def _write_one(self, x: Sequence[Tensor], out_SO: Tensor, num_equal: int) -> None:
+        _product(x[0], self.of_first[num_equal - 1], self.bias, out_SO)
+        for k in range(num_equal, 3):
+            _add_product(out_SO, x[k], self.each[k])
+
+    def _write_two(self, x: Sequence[Tensor], first_SO: Tensor, second_SO: Tensor) -> None:
+        _product(x[1] + x[2], self.half_sum_CO, self.bias, first_SO)
+        difference_SO = torch.mm(x[2] - x[1], self.half_difference_CO)
+        torch.sub(first_SO, difference_SO, out=second_SO)
+        _add_product(second_SO, x[3] - x[1], self.each[2])
+        _add_product(first_SO.add_(difference_SO), x[0] - x[2], self.each[0])
