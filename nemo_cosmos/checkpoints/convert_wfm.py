@@ -64,7 +64,7 @@ def convert_wfm(
     wfm = open_wfm(source, preset)
     if (tokenizer, statistics) != (None, None):
         wfm = dataclasses.replace(wfm, card=with_latents(wfm.card, tokenizer=tokenizer, statistics=statistics))
-    added = _lacking(wfm) if to in ("nemo", "reference") else {}
+    added = {} if to == "diffusers" else _lacking(wfm)
     weights = {**wfm.weights, **added}
     if dtype is not None:
         weights = {name: weight.to(dtype) for name, weight in weights.items()}
