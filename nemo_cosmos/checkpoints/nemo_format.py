@@ -11,6 +11,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 
 from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.parallel.stored_weights import is_stored, read_whole_tensors, stored_dtypes, stored_shapes
@@ -24,8 +25,13 @@ def open_weights(saved: Path) -> Weights:
 
     Args:
         saved: Folder of a checkpoint.
+
+    Raises:
+        UserError: There is no whole checkpoint.
     """
     folder = saved / (EMA if is_stored(saved / EMA) else WEIGHTS)
+    if not is_stored(folder):
+        raise UserError(f"{saved}: holds no whole checkpoint. Give a folder like run/checkpoints/step=0001000.")
     shapes = stored_shapes(folder)
     return {
         name.removeprefix(PREFIX): StoredTensor(

@@ -95,7 +95,8 @@ class EncodeCaptionsStage(ProcessingStage[CuratedShardTask, CuratedShardTask]):
 
     def process(self, task: CuratedShardTask) -> CuratedShardTask:
         """Encodes the captions of one shard."""
-        self._encoder.encode(captions_of(self.curated, task.data, self.config))
+        for caption in captions_of(self.curated, task.data, self.config):
+            self._encoder.encode([caption])  # one by one: the states of many would fill the memory
         return task
 
 

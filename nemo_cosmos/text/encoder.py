@@ -140,25 +140,30 @@ class CachedTextEncoder:
         """
         import torch
 
+        found = self._found(prompts)
+        if len(found) < len(set(prompts)):
+            # Held for all prompts: processes that want the same ones shall not take turns and load a model each.
+            with self._cache.held():
+                found = self._found(prompts)
+                for prompt in set(prompts) - found.keys():
+                    found[prompt] = self._encode(prompt)
+                    self._cache.write(prompt, found[prompt])
         states = torch.zeros(len(prompts), self.config.max_length, self.config.dim)
         mask = torch.zeros(len(prompts), self.config.max_length, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            found = self._states(prompt)
-            states[row, : len(found)] = found
-            mask[row, : len(found)] = True
+            states[row, : len(found[prompt])] = found[prompt]
+            mask[row, : len(found[prompt])] = True
         return states, mask
 
-    def _states(self, prompt: str) -> torch.Tensor:
-        """The states of a prompt's tokens, without padding."""
-        if (found := self._cache.read(prompt)) is not None:
-            return found
-        with self._cache.held():
-            if (found := self._cache.read(prompt)) is not None:
-                return found
-            if self._encoder is None:
-                self._encoder = self._load(self.config.dtype(self._device)).to(self._device)
-            (states,), (mask,) = self._encoder.encode([prompt])
-            self._cache.write(prompt, states[mask])
+    def _found(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """The states, without padding, of those prompts that the cache has."""
+        read = {prompt: self._cache.read(prompt) for prompt in set(prompts)}
+        return {prompt: states for prompt, states in read.items() if states is not None}
+
+    def _encode(self, prompt: str) -> torch.Tensor:
+        if self._encoder is None:
+            self._encoder = self._load(self.config.dtype(self._device)).to(self._device)
+        (states,), (mask,) = self._encoder.encode([prompt])
         return states[mask]
 
 

@@ -123,7 +123,7 @@ def write_values(file: BinaryIO, weight: StoredTensor) -> None:
     """Writes a tensor's bytes, row by row in the machine's own (little-endian) order."""
     values = weight.read()
     assert (values.shape, values.dtype) == (weight.shape, weight.dtype), (values.shape, values.dtype, weight)
-    file.write(values.contiguous().flatten().view(torch.uint8).numpy())
+    file.write(values.detach().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def write_shards(folder: Path, name: str, weights: Weights, *, max_shard_size: str) -> None:

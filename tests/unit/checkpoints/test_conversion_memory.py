@@ -1,4 +1,4 @@
-"""A conversion holds a few weights, never a checkpoint: shown on one of 300 MB whose largest weight has 17 MB."""
+"""A conversion holds a few weights, never a checkpoint: shown on one of 306 MB whose largest weight has 8 MB."""
 
 from __future__ import annotations
 
