@@ -151,7 +151,9 @@ class LatentCacheCard(Record):
     height: int
     width: int
     latent_mean: tuple[float, ...]
-    """Per channel, over the training split; empty where discrete."""
+    """What latents are normalised by: the tokenizer's own statistics where it comes with them (per channel, or per
+    channel and latent frame, all of a channel together), else those per channel over the training split. Empty where
+    discrete."""
     latent_std: tuple[float, ...]
     text_encoder: str
     text_dim: int
@@ -199,7 +201,11 @@ class CheckpointCard(Record):
     figures: dict[str, float] = field(default_factory=dict)
     tokenizer_fingerprint: str | None = None
     latent_mean: tuple[float, ...] | None = None
+    """What latents are normalised by: per channel, or per channel and latent frame, all of a channel together."""
     latent_std: tuple[float, ...] | None = None
+    image_latent_mean: tuple[float, ...] | None = None
+    """The same for latents of pictures, per channel, where these have statistics of their own."""
+    image_latent_std: tuple[float, ...] | None = None
     text_encoder: str | None = None
     """Name of the encoder whose states a diffusion WFM was trained on."""
     parent: str | None = None

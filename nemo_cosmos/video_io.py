@@ -36,7 +36,8 @@ def read_video(
     Args:
         source: Path of an mp4 or anything else that FFmpeg reads, or such a file's bytes.
         name: What errors call it; the path when there is one.
-        first_frame: Begin with this one; those before are decoded, but take no memory.
+        first_frame: Begin with this one. Of those before, only what follows the last key frame is decoded, where the
+            file tells when each frame is shown.
         max_frames: Stop after this many.
 
     Returns:
@@ -46,9 +47,14 @@ def read_video(
         UserError: The file is missing, corrupt, or holds no picture.
     """
     name = name or ("video" if isinstance(source, bytes) else str(source))
+    times = _times(source, name) if first_frame else None
     with _opened(source, name) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
-        frames = list(_decoded(container, stream, first_frame, max_frames))
+        if times is None:
+            decoded = itertools.islice(container.decode(stream), first_frame, None)
+        else:
+            decoded = _decoded_from(container, stream, times, first_frame)
+        frames = [frame.to_ndarray(format="rgb24") for frame in itertools.islice(decoded, max_frames)]
     if not frames or fps <= 0:
         got = f"{len(frames)} frames at {fps:g} per second"
         raise user_error(name, got, "at least one, at a known rate", _MEND_VIDEO)
@@ -70,9 +76,9 @@ def stream_video(path: str | Path, *, max_frames: int | None = None) -> Iterator
     """
     empty = True
     with _opened(path, str(path)) as (container, stream):
-        for frame in _decoded(container, stream, 0, max_frames):
+        for frame in itertools.islice(container.decode(stream), max_frames):
             empty = False
-            yield frame
+            yield frame.to_ndarray(format="rgb24")
     if empty:
         raise user_error(str(path), "0 frames", "at least one", _MEND_VIDEO)
 
@@ -104,18 +110,40 @@ def _opened(source: str | Path | bytes, name: str) -> Iterator[tuple[InputContai
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
             if not container.streams.video:
                 raise UserError(f"{name}: holds no video stream. Give a file with pictures in it.")
+            container.streams.video[0].thread_type = "AUTO"
             yield container, container.streams.video[0]
     except av.FFmpegError as error:
         raise user_error(name, error.strerror, "a video that can be decoded", _MEND_VIDEO) from error
 
 
-def _decoded(
-    container: InputContainer, stream: VideoStream, first_frame: int, max_frames: int | None
-) -> Iterator[np.ndarray]:
-    stream.thread_type = "AUTO"
-    stop = None if max_frames is None else first_frame + max_frames
-    for frame in itertools.islice(container.decode(stream), first_frame, stop):
-        yield frame.to_ndarray(format="rgb24")
+def _times(source: str | Path | bytes, name: str) -> list[int] | None:
+    """When each frame is shown, in order, without decoding any; None where the file does not tell it of every one."""
+    with _opened(source, name) as (container, stream):
+        times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    known = [time for time in times if time is not None]
+    return sorted(known) if len(set(known)) == len(times) else None
+
+
+def _decoded_from(
+    container: InputContainer, stream: VideoStream, times: list[int], first_frame: int
+) -> Iterator[av.VideoFrame]:
+    """Frames from `first_frame` on."""
+    if first_frame >= len(times):
+        return iter(())
+    start = times[first_frame]
+    return itertools.dropwhile(lambda frame: frame.pts < start, _from_key_frame(container, stream, times[0], start))
+
+
+def _from_key_frame(container: InputContainer, stream: VideoStream, begin: int, start: int) -> Iterator[av.VideoFrame]:
+    """Frames from the last key frame on that is shown at `start` or before; of a file that begins at `begin`."""
+    for time in (start, begin):
+        container.seek(time, stream=stream)
+        frames = container.decode(stream)
+        first = next(frames, None)
+        # Files are searched by when a frame is decoded, which is before it is shown.
+        if first is not None and first.pts <= start:
+            break
+    return itertools.chain([] if first is None else [first], frames)
 
 
 def write_video(path: str | Path, frames: np.ndarray, *, fps: float, crf: int = 16) -> Path:

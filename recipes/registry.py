@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nemo_cosmos.errors import user_error
-from recipes import diffusion, post_training, steps, tokenizer
+from recipes import diffusion, image_tokenizer, post_training, steps, tokenizer
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 PRETRAIN: dict[str, Callable[..., run.Partial]] = {
     "tokenizer_tiny_pretrain": tokenizer.tokenizer_tiny_pretrain,
     "tokenizer_cv8x8x8_720p_pretrain": tokenizer.tokenizer_cv8x8x8_720p_pretrain,
+    "tokenizer_ci8x8_tiny_pretrain": image_tokenizer.tokenizer_ci8x8_tiny_pretrain,
+    "tokenizer_di8x8_tiny_pretrain": image_tokenizer.tokenizer_di8x8_tiny_pretrain,
+    "tokenizer_ci8x8_360p_pretrain": image_tokenizer.tokenizer_ci8x8_360p_pretrain,
+    "tokenizer_di8x8_360p_pretrain": image_tokenizer.tokenizer_di8x8_360p_pretrain,
     "diffusion_tiny_pretrain": diffusion.diffusion_tiny_pretrain,
     "diffusion_7b_pretrain": diffusion.diffusion_7b_pretrain,
     "diffusion_14b_pretrain": diffusion.diffusion_14b_pretrain,
@@ -26,6 +30,14 @@ FINETUNE: dict[str, Callable[..., run.Partial]] = {
     "tokenizer_tiny_adversarial_finetune": tokenizer.tokenizer_tiny_adversarial_finetune,
     "tokenizer_cv8x8x8_720p_flow_finetune": tokenizer.tokenizer_cv8x8x8_720p_flow_finetune,
     "tokenizer_cv8x8x8_720p_adversarial_finetune": tokenizer.tokenizer_cv8x8x8_720p_adversarial_finetune,
+    "tokenizer_ci8x8_tiny_gram_finetune": image_tokenizer.tokenizer_ci8x8_tiny_gram_finetune,
+    "tokenizer_ci8x8_tiny_adversarial_finetune": image_tokenizer.tokenizer_ci8x8_tiny_adversarial_finetune,
+    "tokenizer_di8x8_tiny_gram_finetune": image_tokenizer.tokenizer_di8x8_tiny_gram_finetune,
+    "tokenizer_di8x8_tiny_adversarial_finetune": image_tokenizer.tokenizer_di8x8_tiny_adversarial_finetune,
+    "tokenizer_ci8x8_360p_gram_finetune": image_tokenizer.tokenizer_ci8x8_360p_gram_finetune,
+    "tokenizer_ci8x8_360p_adversarial_finetune": image_tokenizer.tokenizer_ci8x8_360p_adversarial_finetune,
+    "tokenizer_di8x8_360p_gram_finetune": image_tokenizer.tokenizer_di8x8_360p_gram_finetune,
+    "tokenizer_di8x8_360p_adversarial_finetune": image_tokenizer.tokenizer_di8x8_360p_adversarial_finetune,
     "diffusion_tiny_action_finetune": post_training.diffusion_tiny_action_finetune,
     "diffusion_7b_video2world_finetune": post_training.diffusion_7b_video2world_finetune,
     "diffusion_14b_video2world_finetune": post_training.diffusion_14b_video2world_finetune,

@@ -1,4 +1,4 @@
-"""Recipes that train tokenizers, in three stages.
+"""Recipes that train video tokenizers, in three stages; those of images stand in `recipes.image_tokenizer`.
 
 1. pretrain: L1 and a perceptual distance.
 2. flow_finetune: optical flow and Gram matrices with them.
@@ -10,10 +10,9 @@ Neither gives a discriminator: its sizes, its weight and the lengths of the late
 
 from __future__ import annotations
 
-from typing import Any
-
 import nemo_run as run
 
+from recipes import tokenizer_parts as parts
 from recipes.annotations import with_types
 
 ARCHITECTURE_TINY, ARCHITECTURE_720P = "CV8x8x8-tiny", "CV8x8x8-720p"
@@ -32,17 +31,19 @@ def tokenizer_tiny_pretrain(
         curated: Folder that the `curate` recipe wrote.
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
-        init_from: `default` starts from the embedded weights, a tokenizer folder or a `.safetensors` with its card from
-            those; None from scratch.
+        init_from: `default` starts from the embedded weights, any place that holds a tokenizer from those; None from
+            scratch.
     """
     from nemo_cosmos.evaluation.perceptual import LpipsLike
     from nemo_cosmos.tokenizer.perceptual import SparsePerceptual
     from nemo_cosmos.training import api
 
     perceptual = run.Config(SparsePerceptual, distance=run.Config(LpipsLike), num_frames=1)
-    model = _model(run.Config, ARCHITECTURE_TINY, perceptual, perceptual_weight=0.3)
+    model = parts.tokenizer_model(run.Config, ARCHITECTURE_TINY, perceptual, perceptual_weight=0.3)
     model.config.init_from = init_from
-    return _tiny(run.Partial(api.pretrain, model=model, data=_clips(run.Config, curated)), directory, max_steps)
+    return parts.small_run(
+        run.Partial(api.pretrain, model=model, data=parts.clips(run.Config, curated)), directory, max_steps
+    )
 
 
 @with_types
@@ -60,7 +61,9 @@ def tokenizer_tiny_flow_finetune(
         directory: The run's folder; the same one again goes on there.
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
     """
-    return _tiny(_finetune(_second_stage(ARCHITECTURE_TINY), _joint(curated), base), directory, max_steps)
+    return parts.small_run(
+        parts.post_training(_second_stage(ARCHITECTURE_TINY), _joint(curated), base), directory, max_steps
+    )
 
 
 @with_types
@@ -79,8 +82,8 @@ def tokenizer_tiny_adversarial_finetune(
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
     """
     model = _second_stage(ARCHITECTURE_TINY)
-    model.adversary = _adversary(channels=16, start=max_steps // 5, warmup=min(50, max_steps // 10))
-    return _tiny(_finetune(model, _joint(curated), base), directory, max_steps)
+    model.adversary = parts.adversary(channels=16, start=max_steps // 5, warmup=min(50, max_steps // 10))
+    return parts.small_run(parts.post_training(model, _joint(curated), base), directory, max_steps)
 
 
 @with_types
@@ -100,18 +103,12 @@ def tokenizer_cv8x8x8_720p_pretrain(
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
         num_nodes: Of 8 GPUs; the batch grows with them.
     """
-    from nemo_cosmos.tokenizer.losses import WeightSchedule
     from nemo_cosmos.training import api
 
-    model = _model(
-        run.Config,
-        ARCHITECTURE_720P,
-        _vgg("auto", num_frames=16),
-        perceptual_weight=run.Config(WeightSchedule, values=(0.1, 0.073), boundaries=(500_000,)),
-        gram_weight=run.Config(WeightSchedule, values=(0.0, 0.062), boundaries=(500_000,)),
-    )
+    perceptual = parts.vgg("auto", num_frames=16)
+    model = parts.tokenizer_model(run.Config, ARCHITECTURE_720P, perceptual, **parts.published_weights())
     data = _crops(run.Config, curated, num_nodes)
-    return _at_720p(run.Partial(api.pretrain, model=model, data=data), directory, max_steps, num_nodes)
+    return parts.published_run(run.Partial(api.pretrain, model=model, data=data), directory, max_steps, num_nodes)
 
 
 @with_types
@@ -132,8 +129,8 @@ def tokenizer_cv8x8x8_720p_flow_finetune(
         num_nodes: Of 8 GPUs; the batch grows with them.
     """
     model = _second_stage(ARCHITECTURE_720P, features="auto", flow="auto", perceptual_frames=16)
-    recipe = _finetune(model, _crops(run.Partial, curated, num_nodes), base)
-    return _at_720p(recipe, directory, max_steps, num_nodes)
+    recipe = parts.post_training(model, _crops(run.Partial, curated, num_nodes), base)
+    return parts.published_run(recipe, directory, max_steps, num_nodes)
 
 
 @with_types
@@ -154,21 +151,11 @@ def tokenizer_cv8x8x8_720p_adversarial_finetune(
         num_nodes: Of 8 GPUs; the batch grows with them.
     """
     model = _second_stage(ARCHITECTURE_720P, features="auto", flow="auto", perceptual_frames=16)
-    model.adversary = _adversary(channels=64, start=min(10_000, max_steps // 5), warmup=_published_warmup(max_steps))
-    recipe = _finetune(model, _crops(run.Partial, curated, num_nodes), base)
-    return _at_720p(recipe, directory, max_steps, num_nodes)
-
-
-def _model(kind: type, architecture: str, perceptual: run.Config, **weights: Any) -> run.Config | run.Partial:  # noqa: ANN401 - fields of LossConfig
-    """A model as `run.Config`, or as `run.Partial` for post-training, which makes it once the base has been found."""
-    from nemo_cosmos.tokenizer.config import preset
-    from nemo_cosmos.tokenizer.losses import LossConfig
-    from nemo_cosmos.tokenizer.step import TokenizerModel, TokenizerModelConfig
-
-    config = run.Config(
-        TokenizerModelConfig, architecture=run.Config(preset, architecture), loss=run.Config(LossConfig, **weights)
+    model.adversary = parts.adversary(
+        channels=64, start=min(10_000, max_steps // 5), warmup=parts.published_warmup(max_steps)
     )
-    return kind(TokenizerModel, config=config, perceptual=perceptual)
+    recipe = parts.post_training(model, _crops(run.Partial, curated, num_nodes), base)
+    return parts.published_run(recipe, directory, max_steps, num_nodes)
 
 
 def _second_stage(
@@ -177,47 +164,20 @@ def _second_stage(
     """L1, VGG features, their Gram matrices and optical flow, with the weights that are published for the end."""
     from nemo_cosmos.tokenizer.optical_flow import optical_flow
 
-    perceptual = _vgg(features, num_frames=perceptual_frames)
-    model = _model(run.Partial, architecture, perceptual, perceptual_weight=0.073, gram_weight=0.062, flow_weight=0.01)
+    perceptual = parts.vgg(features, num_frames=perceptual_frames)
+    model = parts.tokenizer_model(
+        run.Partial, architecture, perceptual, perceptual_weight=0.073, gram_weight=0.062, flow_weight=0.01
+    )
     model.flow = run.Config(optical_flow, flow)
     return model
 
 
-def _vgg(weights: str, *, num_frames: int) -> run.Config:
-    """The published perceptual distance, on frames that are drawn anew in each step; the published one sees all."""
-    from nemo_cosmos.evaluation.vgg import Vgg16
-    from nemo_cosmos.tokenizer.perceptual import VggPerceptual
-
-    return run.Config(VggPerceptual, features=run.Config(Vgg16, weights), num_frames=num_frames)
-
-
-def _adversary(*, channels: int, start: int, warmup: int) -> run.Config:
-    """A discriminator that the tokenizer hears of from step `start` on."""
-    from nemo_cosmos.tokenizer.adversary import Adversary
-    from nemo_cosmos.tokenizer.discriminator import DiscriminatorConfig
-    from nemo_cosmos.tokenizer.losses import WeightSchedule
-
-    return run.Config(
-        Adversary,
-        config=run.Config(DiscriminatorConfig, channels=channels),
-        weight=run.Config(WeightSchedule, values=(0.0, 0.05), boundaries=(start,)),
-        warmup=warmup,
-    )
-
-
-def _clips(kind: type, curated: str, **settings: Any) -> run.Config | run.Partial:  # noqa: ANN401 - of VideoClipDataModule
-    from nemo_cosmos.data.datamodule import VideoClipDataModule
-
-    sizes = {"num_frames": 17, "height": 128, "width": 128, "micro_batch_size": 4, "global_batch_size": 4}
-    return kind(VideoClipDataModule, path=curated, **{**sizes, **settings})
-
-
 def _joint(curated: str) -> run.Partial:
-    return _clips(run.Partial, curated, pictures_every=2, pictures_per_sample=2)
+    return parts.clips(run.Partial, curated, pictures_every=2, pictures_per_sample=2)
 
 
 def _crops(kind: type, curated: str, num_nodes: int) -> run.Config | run.Partial:
-    return _clips(
+    return parts.clips(
         kind,
         curated,
         num_frames=121,
@@ -227,53 +187,6 @@ def _crops(kind: type, curated: str, num_nodes: int) -> run.Config | run.Partial
         pictures_every=2,
         pictures_per_sample=16,
         micro_batch_size=1,
-        global_batch_size=GPUS_PER_NODE * num_nodes,
+        global_batch_size=parts.GPUS_PER_NODE * num_nodes,
         num_workers=4,
     )
-
-
-def _finetune(model: run.Partial, data: run.Partial, base: str) -> run.Partial:
-    from nemo_cosmos.post_training.start import finetune
-
-    return run.Partial(finetune, model=model, data=data, base=base)
-
-
-def _tiny(recipe: run.Partial, directory: str, max_steps: int) -> run.Partial:
-    """What the tiny tokenizer's stages share."""
-    from nemo_cosmos.training import defaults
-
-    recipe.trainer = run.Config(defaults.default_trainer, max_steps=max_steps)
-    recipe.log = run.Config(defaults.default_log, directory=directory, save_every=200)
-    recipe.optim = _adam(lr=2e-4, max_steps=max_steps, warmup=min(200, max_steps // 10))
-    recipe.resume = run.Config(defaults.default_resume)
-    return recipe
-
-
-GPUS_PER_NODE = 8
-
-
-def _at_720p(recipe: run.Partial, directory: str, max_steps: int, num_nodes: int) -> run.Partial:
-    """What the stages of the published size share."""
-    from nemo_cosmos.training import defaults
-
-    config = recipe.model.config
-    config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
-    recipe.trainer = run.Config(
-        defaults.default_trainer, max_steps=max_steps, devices=GPUS_PER_NODE, num_nodes=num_nodes, ema_decay=0.9999
-    )
-    recipe.log = run.Config(defaults.default_log, directory=directory, save_every=5000)
-    recipe.optim = _adam(lr=1e-4, max_steps=max_steps, warmup=_published_warmup(max_steps))
-    recipe.resume = run.Config(defaults.default_resume)
-    return recipe
-
-
-def _published_warmup(max_steps: int) -> int:
-    """5,000 steps as published; half of a run that is too short for them."""
-    return min(5000, max_steps // 2)
-
-
-def _adam(*, lr: float, max_steps: int, warmup: int) -> run.Config:
-    """Adam with the published beta1 and weight decay."""
-    from nemo_cosmos.training.defaults import default_optim
-
-    return run.Config(default_optim, lr=lr, max_steps=max_steps, warmup=warmup, betas=(0.5, 0.999))

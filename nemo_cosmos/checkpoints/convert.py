@@ -15,25 +15,27 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from nemo_cosmos import __version__
 from nemo_cosmos.checkpoints import hub, nemo_format
 from nemo_cosmos.checkpoints.convert_wfm import convert_wfm
-from nemo_cosmos.checkpoints.detect import Format, detect, is_nemo
+from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import embedded_path
+from nemo_cosmos.checkpoints.latents import told
 from nemo_cosmos.checkpoints.wfm import is_wfm
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion.config import PRESETS as DIT_PRESETS
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import read_json, write_json, written_aside
+from nemo_cosmos.parallel.stored_weights import PREFIX, is_nemo
 from nemo_cosmos.tokenizer import conversion, published
 from nemo_cosmos.tokenizer import state_dict as tokenizer_names
 from nemo_cosmos.tokenizer import weights as tokenizer_weights
 from nemo_cosmos.tokenizer.config import PRESETS as TOKENIZER_PRESETS
 from nemo_cosmos.tokenizer.config import RELEASED, TokenizerConfig
 from nemo_cosmos.tokenizer.export import Program, export
-from nemo_cosmos.tokenizer.model import build_tokenizer
+from nemo_cosmos.tokenizer.model import Tokenizer, build_tokenizer
+from nemo_cosmos.tokenizer.statistics import IMAGE_FILE, VIDEO_FILE, LatentStatistics, of_diffusers, read_published
 from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
-from nemo_cosmos.training.load import PREFIX
 from nemo_cosmos.weight_files.stored_tensor import read_all, stored
 
-Target = Literal["nemo", "diffusers", "reference", "safetensors", "torchscript", "torch_export", "onnx"]
+Target = Literal["nemo", "diffusers", "reference", "safetensors", "folder", "torchscript", "torch_export", "onnx"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 TOKENIZERS = TOKENIZER_PRESETS | {name: TOKENIZER_PRESETS[preset] for name, preset in RELEASED.items()}
@@ -48,11 +50,12 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)|\.index\.json$")
 _FOLDERS = (
     {"weights", "card.json"},
     {conversion.DIFFUSERS_WEIGHTS, "config.json"},
+    {tokenizer_weights.WEIGHTS_FILE, tokenizer_weights.CONFIG_FILE},
     {"encoder.jit", "decoder.jit", "autoencoder.jit", "config.json"},
     {"encoder.pt2", "decoder.pt2", "config.json"},
     {"encoder.onnx", "decoder.onnx", "config.json"},
 )
-"""All that stands in a folder that a conversion wrote."""
+"""All that stands in a folder that a conversion wrote; beside `encoder.jit` statistics may stand, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,6 @@ class WholeModel:
 
     weights: dict[str, torch.Tensor]
     card: CheckpointCard
-    dropped: tuple[str, ...] = ()
-    """What the source holds and we cannot."""
 
 
 def convert(
@@ -85,19 +86,20 @@ def convert(
         target: A file for `reference` (.pt, .safetensors) and `safetensors` (whole weights under our names with a card
             beside them, as embedded ones), a folder for all others. A file, or a folder that an earlier conversion
             wrote, is replaced.
-        to: The format to write; `torchscript`, `torch_export` and `onnx` take tokenizers alone and write programs that
-            run without this package (`nemo_cosmos.tokenizer.export`).
+        to: The format to write; `folder`, `torchscript`, `torch_export` and `onnx` take tokenizers alone, and the last
+            three write programs that run without this package (`nemo_cosmos.tokenizer.export`).
         preset: The architecture of published and reference weights: a name such as `diffusion_7b` or `CV8x8x8-720p`, or
             a tokenizer's published name such as `Cosmos-Tokenize1-CV8x8x8-720p`. Needed where neither the folder's name
             nor a `config.json` tells it, nor a card beside the file, nor, of a published diffusion WFM, the shapes.
         dtype: Store floating-point weights so; None leaves them as they are, bit for bit.
         tokenizer: The tokenizer whose latents a diffusion WFM was trained on, for its card; anything `load_tokenizer`
             takes.
-        statistics: JSON with the latents' `latent_mean` and `latent_std` per channel, for a diffusion WFM's card.
+        statistics: JSON with the latents' `latent_mean` and `latent_std`, for a diffusion WFM's card; those that the
+            tokenizer given comes with when absent.
 
     Returns:
-        What was converted: kind, number of weights and of parameters, what the target, or our card, cannot hold
-        (`dropped`), and what the target got anew, since the source could not hold it (`added`).
+        What was converted: kind, number of weights and of parameters, what the target cannot hold (`dropped`), and what
+        the target got anew, since the source could not hold it (`added`).
 
     Raises:
         UserError: The source is unknown or damaged, the target cannot hold the model, or replacing it would delete the
@@ -121,7 +123,7 @@ def convert(
     tokenizer_weights.check(TokenizerConfig.from_dict(model.card.config), model.weights)
     if cast_to is not None:
         model = _cast(model, cast_to)
-    dropped = (*model.dropped, *_write(model, Path(target), to))
+    dropped = tuple(_write(model, Path(target), to))
     parameters = sum(tensor.numel() for tensor in model.weights.values())
     return _report("tokenizer", len(model.weights), parameters, target, dropped, ())
 
@@ -169,6 +171,8 @@ def _check_target(source: Path, target: Path, to: Target) -> None:
 
 def _is_replaceable(folder: Path) -> bool:
     found = {_SHARD.sub("", path.name) for path in folder.iterdir()}
+    if "encoder.jit" in found:
+        found -= {VIDEO_FILE, IMAGE_FILE}
     return not found or (found in _FOLDERS and ("weights" not in found or is_nemo(folder)))
 
 
@@ -178,6 +182,8 @@ def _write(model: WholeModel, target: Path, to: Target) -> list[str]:
         return _write_diffusers(model, target)
     if to == "reference":
         return _write_reference(model, target)
+    if to == "folder":
+        return _write_folder(model, target)
     if to in get_args(Program):
         return _write_program(model, target, to)
     if to == "nemo":
@@ -227,16 +233,14 @@ def _read_diffusers(folder: Path) -> WholeModel:
     values, weights = read_json(folder / "config.json"), conversion.read_diffusers_weights(folder)
     config = conversion.config_of_diffusers(values)
     model = _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
-    mean, std, dropped = conversion.statistics_of_diffusers(values, config)
-    card = dataclasses.replace(model.card, latent_mean=mean, latent_std=std)
-    return dataclasses.replace(model, card=card, dropped=dropped)
+    statistics = of_diffusers(values, config.latent_channels)
+    return dataclasses.replace(model, card=dataclasses.replace(model.card, **statistics.card_fields()))
 
 
 def _read_published(folder: Path, preset: str | None) -> WholeModel:
     model = _read_reference(folder, preset)
-    mean, std, dropped = published.read_statistics(folder, TokenizerConfig.from_dict(model.card.config))
-    card = dataclasses.replace(model.card, latent_mean=mean, latent_std=std)
-    return dataclasses.replace(model, card=card, dropped=dropped)
+    statistics = read_published(folder, TokenizerConfig.from_dict(model.card.config).latent_channels)
+    return dataclasses.replace(model, card=dataclasses.replace(model.card, **statistics.card_fields()))
 
 
 def _read_reference(place: Path, preset: str | None) -> WholeModel:
@@ -264,35 +268,30 @@ def _tokenizer(weights: dict[str, torch.Tensor], config: TokenizerConfig, source
 
 def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
     tokenizer = TokenizerConfig.from_dict(model.card.config)
-    weights = tokenizer_names.to_diffusers_names(model.weights, tokenizer)
-    values = conversion.diffusers_config(tokenizer, model.card.latent_mean, model.card.latent_std)
-    with written_aside(folder) as aside:
-        aside.mkdir()
-        write_tensors(aside / conversion.DIFFUSERS_WEIGHTS, weights)
-        write_json(aside / "config.json", values)
-    return []
-
-
-def _latents_told(card: CheckpointCard) -> list[str]:
-    names = ("tokenizer_fingerprint", "latent_mean", "latent_std", "text_encoder")
-    return [name for name in names if getattr(card, name) is not None]
+    conversion.save_diffusers(model.weights, tokenizer, folder, LatentStatistics.of_card(model.card))
+    return told(model.card, ("image_latent_mean", "image_latent_std"))
 
 
 def _write_reference(model: WholeModel, path: Path) -> list[str]:
-    config = TokenizerConfig.from_dict(model.card.config)
-    weights = tokenizer_names.to_reference_names(model.weights, config)
-    with written_aside(path) as aside:
-        if path.suffix == ".pt":
-            torch.save(weights, aside)
-        else:
-            write_tensors(aside, weights)
-    return _latents_told(model.card)
+    conversion.save_reference(model.weights, TokenizerConfig.from_dict(model.card.config), path)
+    return told(model.card)
+
+
+def _write_folder(model: WholeModel, folder: Path) -> list[str]:
+    tokenizer_weights.save(_built(model), folder)
+    return told(model.card)
 
 
 def _write_program(model: WholeModel, folder: Path, to: Program) -> list[str]:
+    statistics = LatentStatistics.of_card(model.card)
+    export(_built(model), folder, to=to, statistics=statistics)
+    kept = statistics.card_fields() if to == "torchscript" else {}
+    return [name for name in told(model.card) if name not in kept]
+
+
+def _built(model: WholeModel) -> Tokenizer:
     dtypes = {weight.dtype for weight in model.weights.values()}
     if len(dtypes) != 1:
         raise user_error("weights", sorted(map(str, dtypes)), "one dtype", "Choose it: --dtype.")
     config = TokenizerConfig.from_dict(model.card.config)
-    export(tokenizer_weights.build(config, model.weights, dtype=dtypes.pop()), folder, to=to)
-    return _latents_told(model.card)
+    return tokenizer_weights.build(config, model.weights, dtype=dtypes.pop())

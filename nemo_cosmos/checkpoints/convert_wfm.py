@@ -10,7 +10,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from nemo_cosmos.checkpoints import nemo_format
-from nemo_cosmos.checkpoints.latents import with_latents
+from nemo_cosmos.checkpoints.latents import told, with_latents
 from nemo_cosmos.checkpoints.wfm import TRANSFORMER_CLASS, WEIGHTS_FILE, StoredWfm, open_wfm, unallocated_network
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion import state_dict as names
@@ -20,7 +20,7 @@ from nemo_cosmos.diffusion.initialization import initialize_weights
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.parallel.startup import initialize
-from nemo_cosmos.training.load import PREFIX
+from nemo_cosmos.parallel.stored_weights import PREFIX
 from nemo_cosmos.weight_files.safetensors_files import write_safetensors, write_shards
 from nemo_cosmos.weight_files.stored_tensor import Weights, stored
 from nemo_cosmos.weight_files.torch_files import write_pt
@@ -116,5 +116,4 @@ def _write_diffusers(weights: Weights, card: CheckpointCard, folder: Path) -> tu
         aside.mkdir()
         write_shards(aside, WEIGHTS_FILE, renamed, max_shard_size=MAX_SHARD_SIZE)
         write_json(aside / "config.json", {"_class_name": TRANSFORMER_CLASS, **names.diffusers_config(config)})
-    of_latents = ("tokenizer_fingerprint", "latent_mean", "latent_std", "text_encoder")
-    return (*names.NOT_IN_DIFFUSERS, *(name for name in of_latents if getattr(card, name) is not None))
+    return (*names.NOT_IN_DIFFUSERS, *told(card))

@@ -6,6 +6,8 @@ import enum
 from pathlib import Path
 
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.parallel.stored_weights import is_nemo
+from nemo_cosmos.tokenizer.conversion import is_diffusers
 from nemo_cosmos.tokenizer.published import is_published
 
 
@@ -35,9 +37,7 @@ def detect(path: str | Path) -> Format:
         return Format.NEMO
     if (path / "model_index.json").is_file():
         return Format.PIPELINE
-    if (path / "diffusion_pytorch_model.safetensors").is_file() or (
-        path / "diffusion_pytorch_model.safetensors.index.json"
-    ).is_file():
+    if is_diffusers(path):
         return Format.DIFFUSERS
     if (path / "model.safetensors").is_file():
         return Format.FOLDER
@@ -49,8 +49,3 @@ def detect(path: str | Path) -> Format:
         "(model.safetensors), a published folder (model.pt; of tokenizers also encoder.jit and decoder.jit, or "
         "autoencoder.jit), a .jit, .pt or .safetensors file."
     )
-
-
-def is_nemo(folder: Path) -> bool:
-    """Tells whether a folder holds a NeMo checkpoint."""
-    return (folder / "weights" / "metadata.json").is_file()

@@ -5,7 +5,6 @@ A diffusion WFM must be loaded while Megatron's process groups are open; see `ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_cosmos.checkpoints.detect import Format, detect
@@ -17,47 +16,20 @@ from nemo_cosmos.diffusion.warm_start import load_whole_weights
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.stages import stage_ends
-from nemo_cosmos.tokenizer import conversion, published, weights
-from nemo_cosmos.tokenizer.model import Tokenizer, build_tokenizer
+from nemo_cosmos.tokenizer.load import LoadedTokenizer, load
 from nemo_cosmos.training.load import load_weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedTokenizer:
-    """A tokenizer and what it is called."""
-
-    model: Tokenizer
-    name: str
 
 
 def load_tokenizer(place: str | Path) -> LoadedTokenizer:
     """Loads a tokenizer in evaluation mode, float32.
 
     Args:
-        place: Our folder, a published folder that tells its release, a diffusers folder, a NeMo checkpoint, a
-            `.safetensors` file with its card beside it, or the name of embedded weights.
+        place: Anything `nemo_cosmos.tokenizer.load.load` takes, or the name of embedded weights.
 
     Raises:
         UserError: There is none, it is a diffusion WFM, or its weights do not fit.
     """
-    place = Path(place) if Path(place).exists() else embedded_path(str(place))
-    if place.suffix == ".safetensors" and place.with_suffix(".json").exists():
-        return LoadedTokenizer(model=weights.load(place), name=place.stem)
-    found = detect(place)
-    if found is Format.DIFFUSERS:
-        return LoadedTokenizer(model=conversion.from_diffusers(place), name=place.name)
-    if found is Format.FOLDER:
-        return LoadedTokenizer(model=weights.load(place), name=place.name)
-    if found is Format.PUBLISHED:
-        return LoadedTokenizer(model=published.load(place), name=place.name)
-    if found is Format.NEMO:
-        card = read_card(place)
-        model = build_tokenizer(weights.config_of_card(card.to_dict(), place)).eval()
-        load_weights(model, place)
-        return LoadedTokenizer(model=model, name=card.model)
-    raise UserError(
-        f"{place}: is {found.value}, from which no tokenizer is loaded. Convert it first (nemo-cosmos convert)."
-    )
+    return load(place if Path(place).exists() else embedded_path(str(place)))
 
 
 def load_network(place: str | Path) -> tuple[CosmosDiT, CheckpointCard]:

@@ -11,12 +11,17 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 
 from nemo_cosmos.contracts import CheckpointCard
-from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.parallel.startup import initialize
-from nemo_cosmos.parallel.stored_weights import is_stored, read_whole_tensors, stored_dtypes, stored_shapes
+from nemo_cosmos.parallel.stored_weights import (
+    PREFIX,
+    WEIGHTS,
+    read_whole_tensors,
+    stored_dtypes,
+    stored_shapes,
+    weights_folder,
+)
 from nemo_cosmos.parallel.weight_by_weight import WeightByWeight
-from nemo_cosmos.training.load import EMA, PREFIX, WEIGHTS
 from nemo_cosmos.weight_files.stored_tensor import StoredTensor, Weights
 
 
@@ -29,9 +34,7 @@ def open_weights(saved: Path) -> Weights:
     Raises:
         UserError: There is no whole checkpoint.
     """
-    folder = saved / (EMA if is_stored(saved / EMA) else WEIGHTS)
-    if not is_stored(folder):
-        raise UserError(f"{saved}: holds no whole checkpoint. Give a folder like run/checkpoints/step=0001000.")
+    folder = weights_folder(saved, use_ema=True)
     shapes = stored_shapes(folder)
     return {
         name.removeprefix(PREFIX): StoredTensor(

@@ -76,6 +76,11 @@ def tokenize(
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     window_stride: Annotated[int, typer.Option(help="Frames between two samples of a clip.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Samples encoded at once.")] = 8,
+    views: Annotated[
+        str,
+        typer.Option(help="Only these cameras, as front,side; `all` for every one. Clips of one camera always pass."),
+    ] = "front,side",
     executor: Annotated[str, typer.Option(help="in_process, ray_data or xenna.")] = "in_process",
     as_json: Json = False,
 ) -> None:
@@ -86,7 +91,14 @@ def tokenize(
     from nemo_cosmos.data.latent_cache import LatentCacheConfig
     from nemo_cosmos.steps.tokenize import tokenize as run
 
-    config = LatentCacheConfig(num_frames=num_frames, height=height, width=width, window_stride=window_stride)
+    config = LatentCacheConfig(
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        window_stride=window_stride,
+        batch_size=batch_size,
+        views=None if views == "all" else tuple(name.strip() for name in views.split(",")),
+    )
     card = run(
         curated,
         output,

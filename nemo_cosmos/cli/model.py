@@ -102,7 +102,7 @@ def convert(
         str,
         typer.Option(
             help="nemo, diffusers, reference, or safetensors (with a card, as embedded); "
-            "of a tokenizer also torchscript (published layout), torch_export, or onnx."
+            "of a tokenizer also folder, torchscript (published layout), torch_export, or onnx."
         ),
     ],
     preset: Annotated[
@@ -119,7 +119,7 @@ def convert(
     statistics: Annotated[
         Path | None,
         typer.Option(
-            help="JSON with latent_mean and latent_std per channel (or a cache.json, or a card), for the same."
+            help="JSON with latent_mean and latent_std (cache.json, or a card), for the same; else the tokenizer's own."
         ),
     ] = None,
     as_json: Json = False,
@@ -130,7 +130,8 @@ def convert(
     shapes. Pickled code is never run. Diffusion WFMs of any size are converted weight by weight.
 
     Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics, except in a
-    diffusers pipeline. Generation and post-training need both: give them here as --tokenizer and --statistics.
+    diffusers pipeline. Generation and post-training need both: give them here as --tokenizer, whose folder may hold the
+    statistics, and --statistics.
 
     Downloads go on where they stopped; HF_HUB_OFFLINE, HF_TOKEN and HF_HOME are respected.
     """

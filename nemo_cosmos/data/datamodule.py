@@ -17,6 +17,7 @@ from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, Shuffle
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
+from nemo_cosmos.tokenizer.statistics import LatentStatistics, Numbers
 
 
 class _MegatronDataModule(pl.LightningDataModule):
@@ -126,7 +127,7 @@ class LatentDataModule(_MegatronDataModule):
         self.cache_card = card
         self.samples = card.num_samples["train"]
         self.tokenizer_fingerprint = card.tokenizer_fingerprint
-        self.statistics = _statistics(card, statistics_of)
+        self._known = _statistics(card, statistics_of)
         _, frames, height, width = card.latent_shape
         super().__init__(
             seq_length=frames * (height // patch_spatial) * (width // patch_spatial),
@@ -138,14 +139,19 @@ class LatentDataModule(_MegatronDataModule):
 
     def card_fields(self) -> dict[str, Any]:
         """Where the data came from, and what its latents mean."""
-        mean, std = self.statistics
         return {
             "data": f"latents of {self.samples} windows",
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
-            "latent_mean": mean,
-            "latent_std": std,
+            **self._known.card_fields(),
             "text_encoder": self.cache_card.text_encoder,
         }
+
+    @property
+    def statistics(self) -> tuple[Numbers, Numbers]:
+        """Mean and standard deviation that latents of the cache's length are normalised by."""
+        known = self._known.of(self.cache_card.latent_shape[1])
+        assert known is not None
+        return known
 
     def dataset(self, split: Split) -> Dataset:
         """Latent samples of one split."""
@@ -158,22 +164,25 @@ class LatentDataModule(_MegatronDataModule):
         )
 
 
-def _statistics(cache: LatentCacheCard, base_card: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(cache: LatentCacheCard, base_card: str | None) -> LatentStatistics:
     if base_card is None:
-        return cache.latent_mean, cache.latent_std
+        return LatentStatistics(mean=cache.latent_mean, std=cache.latent_std)
     base = CheckpointCard.from_dict(read_json(base_card))
-    if base.latent_mean is None or base.latent_std is None:
+    found = LatentStatistics.of_card(base)
+    if found.mean is None or found.std is None:
         raise user_error("statistics_of", base_card, "the card of a diffusion WFM", "Give its card.json.")
     if base.tokenizer_fingerprint != cache.tokenizer_fingerprint:
         raise UserError(
             f"{base_card}: this model was trained on latents of tokenizer {base.tokenizer_fingerprint}, but the cache "
             f"was written by {cache.tokenizer_fingerprint}. Tokenize again with the model's tokenizer."
         )
-    return base.latent_mean, base.latent_std
+    return found
 
 
 class VideoClipDataModule(_MegatronDataModule):
     """Batches of pixel windows, for the tokenizer; with pictures between them where these are asked for.
+
+    Windows of one frame are pictures, which is what a tokenizer of images takes.
 
     Pictures are every `stride`-th frame of every clip, also of clips that are too short for a window, and so of one
     frame. Validation sees videos only.
@@ -237,6 +246,12 @@ class VideoClipDataModule(_MegatronDataModule):
         if self.pictures_every is not None:
             text += f"; one batch in {self.pictures_every} of single frames, {self.pictures_per_sample} a sample"
         return {"data": text}
+
+    def sample_sizes(self) -> list[tuple[int, int, int]]:
+        """(frames, height, width) of all that training will see."""
+        num_frames, height, width = (self.window[name] for name in ("num_frames", "height", "width"))
+        lengths = [num_frames] if self.pictures_every is None else [num_frames, 1]
+        return [(length, height, width) for length in lengths]
 
     def dataset(self, split: Split) -> Dataset:
         """Pixel windows of one split."""

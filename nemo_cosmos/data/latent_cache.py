@@ -17,6 +17,7 @@ from nemo_cosmos.data.curated import SINGLE_VIEW
 from nemo_cosmos.data.tar_shard import TarShard
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
+from nemo_cosmos.tokenizer.statistics import Numbers, check_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,26 +78,36 @@ def read_cache_card(root: str | Path) -> LatentCacheCard:
     return LatentCacheCard.from_dict(read_json(path))
 
 
-def normalise_latent(
-    latent: torch.Tensor,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> torch.Tensor:
-    """Tokenizer output [..., C, T, H, W] -> zero mean and unit variance per channel."""
-    return (latent - _per_channel(mean, latent)) / _per_channel(std, latent)
+def normalise_latent(latent: torch.Tensor, mean: Numbers, std: Numbers) -> torch.Tensor:
+    """Tokenizer output -> zero mean and unit variance.
+
+    Args:
+        latent: Float [..., C, T, H, W], from the video's start.
+        mean: One number per channel, or per channel and latent frame, all of a channel together; of the frames as many
+            as the latent has are taken from the start.
+        std: The same.
+
+    Raises:
+        UserError: There are numbers of fewer frames than the latent has.
+
+    Source: see `nemo_cosmos.tokenizer.statistics`.
+    """
+    return (latent - _spread_out(mean, latent)) / _spread_out(std, latent)
 
 
-def denormalise_latent(
-    latent: torch.Tensor,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> torch.Tensor:
+def denormalise_latent(latent: torch.Tensor, mean: Numbers, std: Numbers) -> torch.Tensor:
     """The inverse of `normalise_latent`."""
-    return latent * _per_channel(std, latent) + _per_channel(mean, latent)
+    return latent * _spread_out(std, latent) + _spread_out(mean, latent)
 
 
-def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
+def _spread_out(numbers: Numbers, like: torch.Tensor) -> torch.Tensor:
+    """[C, T or 1, 1, 1]."""
+    num_channels, num_frames = like.shape[-4:-2]
+    values_CT = torch.tensor(numbers, dtype=like.dtype, device=like.device).view(num_channels, -1)
+    if 1 < values_CT.shape[1] < num_frames:
+        expected = f"at most {values_CT.shape[1]}, of which there are statistics"
+        raise user_error("latent frames", num_frames, expected, "Take a shorter video.")
+    return values_CT[:, :num_frames, None, None]
 
 
 class LatentDataset(torch.utils.data.Dataset):
@@ -107,11 +118,12 @@ class LatentDataset(torch.utils.data.Dataset):
         split: Which split.
         sources: Only these domains; None for all.
         with_actions: Only samples that carry actions, and give them.
-        statistics: Per-channel mean and standard deviation to normalise by; the cache's own when absent. A
+        statistics: Mean and standard deviation to normalise by, see `normalise_latent`; the cache's own when absent. A
             post-trained model needs those that its base was trained with.
 
     Raises:
-        UserError: The cache is unfinished, holds indices of a discrete tokenizer, or no sample passes.
+        UserError: The cache is unfinished, holds indices of a discrete tokenizer, or no sample passes; or the
+            statistics are not those of such latents.
     """
 
     def __init__(
@@ -121,11 +133,15 @@ class LatentDataset(torch.utils.data.Dataset):
         split: Split,
         sources: tuple[str, ...] | None = None,
         with_actions: bool = False,
-        statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+        statistics: tuple[Numbers, Numbers] | None = None,
     ) -> None:
         self.card = read_cache_card(root)
         require_continuous(self.card)
         self._mean, self._std = statistics or (self.card.latent_mean, self.card.latent_std)
+        num_channels, num_frames, *_ = self.card.latent_shape
+        check_statistics(
+            "latent statistics", self._mean, self._std, num_channels=num_channels, num_latent_frames=num_frames
+        )
         self._with_actions = with_actions
         self.samples: list[LatentSample] = []
         self._places: list[tuple[TarShard, str]] = []
@@ -154,7 +170,7 @@ class LatentDataset(torch.utils.data.Dataset):
         """One sample.
 
         Returns:
-            `latent` float32 [C, T, H, W], normalised per channel; `text_emb` float32 [L, D]; `text_mask` bool [L];
+            `latent` float32 [C, T, H, W], normalised; `text_emb` float32 [L, D]; `text_mask` bool [L];
             `fps` float32 scalar; with actions also `actions` float32 [num_frames-1, ACTION_DIM].
         """
         tensors = self._tensors(index)

@@ -21,6 +21,7 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.text import TextEncoder, TextEncoderConfig
+from nemo_cosmos.tokenizer.statistics import Numbers
 from nemo_cosmos.video_io import to_model
 
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -297,6 +298,7 @@ def finish_latent_cache(
     tokenizer_name: str,
     text_encoder: TextEncoderConfig,
     config: LatentCacheConfig,
+    statistics: tuple[Numbers, Numbers] | None = None,
 ) -> LatentCacheCard | None:
     """Writes the card, once all shards are there.
 
@@ -307,6 +309,8 @@ def finish_latent_cache(
         tokenizer_name: Its preset's name.
         text_encoder: What encoded the captions.
         config: What was cut from each clip.
+        statistics: Mean and standard deviation that the tokenizer comes with, to normalise its latents by; measured on
+            the training split when absent.
 
     Returns:
         The card, or None while shards are missing.
@@ -325,7 +329,7 @@ def finish_latent_cache(
         raise UserError(
             f"{output}: no training clip has {config.num_frames} frames. Curate longer clips, or lower num_frames."
         )
-    mean, std = _statistics(train)
+    mean, std = statistics or _statistics(train)
     card = LatentCacheCard(
         tokenizer=tokenizer_name,
         tokenizer_fingerprint=fingerprint,

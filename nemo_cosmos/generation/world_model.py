@@ -17,6 +17,7 @@ from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.diffusion.samplers import SAMPLERS, karras_sigmas
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.generation.denoiser import VideoDenoiser
+from nemo_cosmos.tokenizer.statistics import LatentStatistics, Numbers, check_statistics
 from nemo_cosmos.video_io import resize_frames, to_model, to_pixels
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class WorldModel:
         latent = (
             SAMPLERS[config.sampler](denoiser, noise.to(self.device), sigmas, progress=progress) / self.edm.sigma_data
         )
-        video = self.tokenizer.decode(denormalise_latent(latent, self.card.latent_mean, self.card.latent_std))
+        video = self.tokenizer.decode(denormalise_latent(latent, *self._statistics(shape[2])))
         return [to_pixels(one) for one in video]
 
     def _latent_shape(self, batch: int, config: SamplingConfig) -> torch.Size:
@@ -155,7 +156,10 @@ class WorldModel:
             nearest = tuple(max(1, round(side / token)) * token for side in got)
             raise user_error("height, width", got, f"multiples of {token}", f"The nearest are {nearest}.")
         frames = 1 + (config.num_frames - 1) // temporal
-        channels = len(self.card.latent_mean)
+        channels = self.tokenizer.tokenizer_config.latent_channels
+        name = f"latent statistics of {self.card.model}"
+        mean, std = self._statistics(frames)
+        check_statistics(name, mean, std, num_channels=channels, num_latent_frames=frames)
         return torch.Size([batch, channels, frames, config.height // spatial, config.width // spatial])
 
     def _check_conditions(
@@ -187,9 +191,15 @@ class WorldModel:
             got = [p.shape[1] for p in pixels]
             raise user_error("first frames", got, f"equal counts below {config.num_frames}", "Cut them to one length.")
         latent = self.tokenizer.encode(torch.stack(pixels).to(self.device))
-        latent = normalise_latent(latent, self.card.latent_mean, self.card.latent_std) * self.edm.sigma_data
+        latent = normalise_latent(latent, *self._statistics(shape[2])) * self.edm.sigma_data
         given[:, :, : latent.shape[2]] = latent
         return given, condition_mask(torch.full((shape[0],), latent.shape[2], device=self.device), shape)
+
+    def _statistics(self, num_latent_frames: int) -> tuple[Numbers, Numbers]:
+        """Those of what is generated: a frame that is given begins a video, and is no picture."""
+        found = LatentStatistics.of_card(self.card).of(num_latent_frames)
+        assert found is not None  # by __post_init__
+        return found
 
     def _text(self, prompts: list[str]) -> torch.Tensor:
         """Token states; zeros for an empty prompt, which is how text dropout trains the network."""

@@ -18,6 +18,8 @@ from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.parallel.stored_weights import is_nemo
+from nemo_cosmos.tokenizer.load import is_tokenizer
 from nemo_cosmos.training import api
 from nemo_cosmos.training.card import CARD
 from nemo_cosmos.training.checkpoint import finished_checkpoints
@@ -28,13 +30,13 @@ class Base:
     """A WFM or tokenizer to start from."""
 
     weights: Path
-    """A checkpoint folder, or a safetensors file of whole weights."""
+    """A checkpoint folder, a safetensors file of whole weights, or a tokenizer's folder of another format."""
     card: Path
 
     @property
-    def is_file(self) -> bool:
-        """Whether the weights are a safetensors file."""
-        return self.weights.suffix == ".safetensors"
+    def is_checkpoint(self) -> bool:
+        """Whether Megatron reads the weights, and not the model itself (`init_from`)."""
+        return is_nemo(self.weights)
 
 
 def find_base(base: str) -> Base:
@@ -42,7 +44,8 @@ def find_base(base: str) -> Base:
 
     Args:
         base: A checkpoint folder; a run's folder, of which the newest finished checkpoint is taken; a safetensors file
-            of whole weights with its card beside it; or the name of embedded weights.
+            of whole weights with its card beside it; the name of embedded weights; or, of a tokenizer, its published,
+            diffusers or own folder.
 
     Raises:
         UserError: There is none, or it is in another format.
@@ -56,7 +59,7 @@ def find_base(base: str) -> Base:
             raise UserError(f"{place}: holds no finished checkpoint. Let that run write one, or give another base.")
         place = finished[-1]
     if place.is_dir():
-        if (found := detect(place)) is not Format.NEMO:
+        if (found := detect(place)) is not Format.NEMO and not is_tokenizer(place):
             raise UserError(f"{place}: is {found.value}. Convert it first (nemo-cosmos convert ... --to nemo).")
         return Base(weights=place, card=place / CARD)
     if "/" in base:
@@ -95,17 +98,17 @@ def finetune(
         UserError: There is no such base, or it does not fit the model or the data.
     """
     found = find_base(base)
-    if found.is_file and not _takes(model, "init_from"):
+    if not found.is_checkpoint and not _takes(model, "init_from"):
         raise user_error("base", base, "a checkpoint or a run's folder", "This model starts from no other file.")
     # A file is read while the model is built; Megatron reads a checkpoint once the optimizer stands.
     return api.finetune(
-        model(init_from=str(found.weights)) if found.is_file else model(),
+        model() if found.is_checkpoint else model(init_from=str(found.weights)),
         data(statistics_of=str(found.card)) if _takes(data, "statistics_of") else data(),
         trainer,
         log=log,
         optim=optim,
         resume=resume,
-        base=None if found.is_file else found.weights,
+        base=found.weights if found.is_checkpoint else None,
         may_lack=may_lack,
     )
 

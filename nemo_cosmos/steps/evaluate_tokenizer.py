@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nemo_cosmos.checkpoints.load import LoadedTokenizer, load_tokenizer
+from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.evaluation.clip_features import FEATURES, ClipFeatures
 from nemo_cosmos.evaluation.codebook import code_bits, codebook_use, count_codes
@@ -30,6 +30,7 @@ from nemo_cosmos.evaluation.tokenizer_report import (
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.steps.heldout import HeldOutWindow, held_out_windows
 from nemo_cosmos.steps.video_source import VideoSource, files_of, is_curated, windows_as_sources
+from nemo_cosmos.tokenizer.load import LoadedTokenizer
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, Tokenizer
 from nemo_cosmos.tokenizer.reconstruction import STORED_DTYPE, CodingConfig, rebuild_stream
 from nemo_cosmos.video_io import to_model, to_pixels

@@ -15,6 +15,8 @@ from nemo_cosmos.data.latent_cache import LatentCacheConfig
 from nemo_cosmos.data.latent_writer import begin_latent_cache, finish_latent_cache
 from nemo_cosmos.steps.tokenize_stages import EncodeCaptionsStage, ShardReaderStage, TokenizeStage
 from nemo_cosmos.text import text_encoder_config
+from nemo_cosmos.tokenizer.load import LoadedTokenizer
+from nemo_cosmos.tokenizer.statistics import Numbers, check_statistics
 from nemo_cosmos.tokenizer.streaming import StreamingEncoder
 
 _TEXT_SHARE_OF_GPU = 0.25
@@ -32,12 +34,13 @@ def tokenize(
 ) -> LatentCacheCard | None:
     """Writes the latent cache of a curated folder; goes on where an earlier run stopped.
 
-    In a Slurm array job every task writes its share of the shards.
+    In a Slurm array job every task writes its share of the shards. The card says by what to normalise the latents:
+    statistics that the tokenizer comes with, as published ones do, else those of the training split.
 
     Args:
         curated: Folder that `nemo-cosmos curate` wrote.
         output: Folder of the cache.
-        tokenizer: A tokenizer folder or NeMo checkpoint, or the name of embedded weights.
+        tokenizer: Anything `load_tokenizer` takes, of videos.
         text_encoder: A name of `nemo_cosmos.text.TEXT_ENCODERS`, or a folder as `text_encoder_config` takes it.
         config: What to cut from each clip.
         executor: A name of `curator_stages.executor.EXECUTORS`; the Ray ones need folders that all workers see.
@@ -56,6 +59,7 @@ def tokenize(
     config, encoder, runner = config or LatentCacheConfig(), text_encoder_config(text_encoder), make_executor(executor)
     loaded = load_tokenizer(tokenizer)
     StreamingEncoder(loaded.model).check(config.num_frames, config.height, config.width)
+    statistics = _statistics_of(loaded, config)
     fingerprint = loaded.model.fingerprint()
     begin_latent_cache(curated, output, fingerprint, config, encoder.name)
     stages = [
@@ -84,4 +88,22 @@ def tokenize(
         tokenizer_name=loaded.name,
         text_encoder=encoder,
         config=config,
+        statistics=statistics,
     )
+
+
+def _statistics_of(loaded: LoadedTokenizer, config: LatentCacheConfig) -> tuple[Numbers, Numbers] | None:
+    """What the tokenizer's latents of this length are normalised by, where it tells that.
+
+    Raises:
+        UserError: It tells it of fewer frames.
+    """
+    architecture = loaded.model.tokenizer_config
+    if architecture.levels is not None:
+        return None
+    num_channels, num_frames, *_ = architecture.latent_shape(config.num_frames, config.height, config.width)
+    found = loaded.statistics.of(num_frames)
+    if found is not None:
+        name = f"latent statistics of {loaded.name}"
+        check_statistics(name, *found, num_channels=num_channels, num_latent_frames=num_frames)
+    return found

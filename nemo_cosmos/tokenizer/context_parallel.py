@@ -86,21 +86,8 @@ class Sharing:
         Raises:
             UserError: There are too few for so many ranks.
         """
-        ranks, step = self.group.size(), self._step
-        total = -(-shape[self._dim] // step)
-        # A rank hands frames to the next one, of its coarsest level too; the last one has none to hand on.
-        needed = ranks if self.axis == "height" else _REACH * (ranks - 1) + 1
-        if total < needed and ranks > 1:
-            most = total if self.axis == "height" else (total - 1) // _REACH + 1
-            first = "1 + " if self.axis == "time" else ""
-            least = f"{first}{needed - (self.axis == 'time')} x {step}"
-            raise user_error(
-                f"{self.axis} of the picture",
-                shape[self._dim],
-                f"at least {least} to be shared among {ranks} context-parallel ranks",
-                f"Use {max(1, most)} of them, or divide along the other axis (context_parallel_axis).",
-            )
-        return piece_sizes(total, ranks)
+        check_shareable(self.config, self.axis, self.group.size(), shape)
+        return piece_sizes(-(-shape[self._dim] // self._step), self.group.size())
 
     def _pixels(self, latent_sizes: list[int]) -> list[int]:
         sizes = [size * self._step for size in latent_sizes]
@@ -110,11 +97,48 @@ class Sharing:
 
     @property
     def _dim(self) -> int:
-        return 2 if self.axis == "time" else -2
+        return _dim_of(self.axis)
 
     @property
     def _step(self) -> int:
-        return self.config.temporal_compression if self.axis == "time" else self.config.spatial_compression
+        return _step_of(self.axis, self.config)
+
+
+def check_shareable(config: TokenizerConfig, axis: Axis, ranks: int, shape: tuple[int, ...]) -> None:
+    """Refuses a picture that is too small for context-parallel ranks to share.
+
+    Args:
+        config: The tokenizer's architecture.
+        axis: What is divided.
+        ranks: How many share.
+        shape: The picture's [B, C, (T,) H, W].
+
+    Raises:
+        UserError: There are too few frames or rows, with the number of ranks that would do.
+    """
+    step, length = _step_of(axis, config), shape[_dim_of(axis)]
+    total = -(-length // step)
+    # A rank hands frames to the next one, of its coarsest level too; the last one has none to hand on.
+    needed = ranks if axis == "height" else _REACH * (ranks - 1) + 1
+    if total >= needed or ranks == 1:
+        return
+    most = total if axis == "height" else (total - 1) // _REACH + 1
+    first = "1 + " if axis == "time" else ""
+    least = f"{first}{needed - (axis == 'time')} x {step}"
+    raise user_error(
+        f"{axis} of the picture",
+        length,
+        f"at least {least} to be shared among {ranks} context-parallel ranks",
+        f"Use {max(1, most)} of them, or divide along the other axis (context_parallel_axis).",
+    )
+
+
+def _dim_of(axis: Axis) -> int:
+    return 2 if axis == "time" else -2
+
+
+def _step_of(axis: Axis, config: TokenizerConfig) -> int:
+    return config.temporal_compression if axis == "time" else config.spatial_compression
 
 
 class PreviousRanks:

@@ -1,4 +1,4 @@
-"""Reading and writing tokenizers of others: diffusers folders and the reference's weight files."""
+"""Tokenizers of others: diffusers folders, read and written, and the reference's weight files, written."""
 
 from __future__ import annotations
 
@@ -9,32 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.tokenizer import state_dict as names
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, Tokenizer
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.statistics import LatentStatistics
 
 DIFFUSERS_CLASS = "AutoencoderKLCosmos"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-Statistics = tuple[float, ...] | None
-
-
-def diffusers_config(config: TokenizerConfig, mean: Statistics = None, std: Statistics = None) -> dict[str, Any]:
+def diffusers_config(config: TokenizerConfig, statistics: LatentStatistics | None = None) -> dict[str, Any]:
     """Returns the `config.json` that makes diffusers build the same architecture.
 
     Args:
         config: The architecture.
-        mean: The latents' mean per channel, where known.
-        std: Their standard deviation.
+        statistics: Of the latents; diffusers has no place for those of pictures.
 
     Raises:
         UserError: diffusers has no such architecture.
     """
     names.check_in_diffusers(config)
+    mean, std = (None, None) if statistics is None else (statistics.mean, statistics.std)
     widths, decoder_widths = (
         [config.channels * factor for factor in factors] for factors in (config.channels_mult, config.decoder_factors)
     )
@@ -91,23 +89,6 @@ def _factors(key: str, widths: Sequence[int], channels: int) -> tuple[int, ...]:
     return tuple(width // channels for width in widths)
 
 
-def statistics_of_diffusers(
-    values: Mapping[str, Any], config: TokenizerConfig
-) -> tuple[Statistics, Statistics, tuple[str, ...]]:
-    """Reads the latents' statistics out of a diffusers `config.json`.
-
-    Returns:
-        Mean and standard deviation per channel, and what cannot be kept: the published VAE has numbers per channel and
-        frame, of which no one number per channel is right.
-    """
-    mean, std = values.get("latents_mean"), values.get("latents_std")
-    if mean is None or std is None:
-        return None, None, ()
-    if not all(isinstance(v, list) and len(v) == config.latent_channels for v in (mean, std)):
-        return None, None, ("latents_mean, latents_std (not one number per channel)",)
-    return tuple(mean), tuple(std), ()
-
-
 def _check_diffusers_rest(config: TokenizerConfig, values: Mapping[str, Any]) -> None:
     """Refuses what diffusers can express and a Cosmos tokenizer cannot."""
     ours = diffusers_config(config)
@@ -122,22 +103,29 @@ def _check_diffusers_rest(config: TokenizerConfig, values: Mapping[str, Any]) ->
         )
 
 
-def to_diffusers(tokenizer: CausalVideoTokenizer, folder: str | Path) -> Path:
+def save_diffusers(
+    tensors: Mapping[str, Tensor],
+    config: TokenizerConfig,
+    folder: str | Path,
+    statistics: LatentStatistics | None = None,
+) -> None:
     """Writes a folder that `AutoencoderKLCosmos.from_pretrained` reads.
 
     Args:
-        tokenizer: What to write, in the dtype that it has.
+        tensors: Weights under our names, in the dtype that they shall have.
+        config: The architecture.
         folder: Where; an older one is replaced.
+        statistics: See `diffusers_config`.
 
-    Returns:
-        The folder.
+    Raises:
+        UserError: diffusers has no such architecture, or a weight is missing or unknown.
     """
-    folder, config = Path(folder), tokenizer.tokenizer_config
+    values = diffusers_config(config, statistics)
+    theirs = names.to_diffusers_names(tensors, config)
     with written_aside(folder) as aside:
         aside.mkdir()
-        weights.write_tensors(aside / DIFFUSERS_WEIGHTS, names.to_diffusers_names(tokenizer.state_dict(), config))
-        write_json(aside / "config.json", diffusers_config(config))
-    return folder
+        weights.write_tensors(aside / DIFFUSERS_WEIGHTS, theirs)
+        write_json(aside / "config.json", values)
 
 
 def from_diffusers(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> CausalVideoTokenizer:
@@ -156,6 +144,11 @@ def from_diffusers(folder: str | Path, *, dtype: torch.dtype = torch.float32) ->
     return weights.build(config, names.from_diffusers_names(theirs, config), dtype=dtype)
 
 
+def is_diffusers(folder: Path) -> bool:
+    """Tells whether a folder holds the weights of a diffusers model."""
+    return any((folder / name).is_file() for name in (DIFFUSERS_WEIGHTS, f"{DIFFUSERS_WEIGHTS}.index.json"))
+
+
 def read_diffusers_weights(folder: Path) -> dict[str, Tensor]:
     """Reads `diffusion_pytorch_model.safetensors`, or the files that its `.index.json` lists.
 
@@ -170,82 +163,23 @@ def read_diffusers_weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def save_reference(tokenizer: Tokenizer, path: str | Path) -> Path:
-    """Writes the weights under the reference's names, with its constant buffers, as `.safetensors` or `.pt`.
-
-    Raises:
-        UserError: The suffix is another one.
-    """
-    path = Path(path)
-    _check_suffix(path)
-    tensors = names.to_reference_names(tokenizer.state_dict(), tokenizer.tokenizer_config)
-    with written_aside(path) as aside:
-        if path.suffix == ".pt":
-            torch.save(tensors, aside)
-        else:
-            weights.write_tensors(aside, tensors)
-    return path
-
-
-def load_reference(path: str | Path, config: TokenizerConfig, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
-    """Reads weights in the reference's names.
+def save_reference(tensors: Mapping[str, Tensor], config: TokenizerConfig, path: str | Path) -> None:
+    """Writes weights under the reference's names, with its constant buffers, as `.safetensors` or `.pt`.
 
     Args:
-        path: `.safetensors`, or a `.pt` of plain tensors; pickled code is never run.
-        config: The architecture, for the file does not tell it.
-        dtype: Floating-point type of the weights in memory.
+        tensors: Under our names, in the dtype that they shall have.
+        config: The architecture.
+        path: Where; the suffix tells the format.
 
     Raises:
-        UserError: The file is missing, broken, holds more than tensors, or belongs to another architecture.
+        UserError: The suffix is another one, or a weight is missing or unknown.
     """
     path = Path(path)
-    _check_suffix(path)
-    tensors = read_pt(path) if path.suffix == ".pt" else weights.read_tensors(path)
-    return weights.build(config, names.from_reference_names(tensors, config), dtype=dtype)
-
-
-def _check_suffix(path: Path) -> None:
     if path.suffix not in (".pt", ".safetensors"):
         raise user_error("reference weights", path.name, "a .pt or .safetensors file", "Give one of these.")
-
-
-def load_pt(path: Path) -> Any:  # noqa: ANN401 - whatever plain containers the file holds
-    """Reads a `.pt` file of tensors in plain containers; pickled code is never run.
-
-    Raises:
-        UserError: The file is missing, broken, or holds other objects.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Check the path.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the restricted unpickler raises whatever it stumbles over
-        raise UserError(
-            f"{path}: not a file of plain tensors ({error}). Pickled objects are not run; convert it to safetensors."
-        ) from error
-
-
-def read_pt(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict: a `.pt` file of tensors by name, or one of the reference's training checkpoints.
-
-    Of the latter the averaged weights are taken, as the published `.jit` files hold them, and the trained ones where
-    there are no averages.
-
-    Raises:
-        UserError: The file is missing, broken, or holds more than tensors.
-    """
-    tensors = load_pt(path)
-    if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):
-        tensors = _trained(tensors["model"])
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{path}: expected a dict of tensors by name. Save the model's `state_dict()`.")
-    return tensors
-
-
-def _trained(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights under the network's own names; the averages stand under theirs with `-` for every dot."""
-    averages = {
-        name.removeprefix("ema.").replace("-", "."): weight for name, weight in model.items() if name.startswith("ema.")
-    }
-    weights = {name: weight for name, weight in model.items() if not name.startswith("ema.")} | averages
-    return {name.removeprefix("network."): weight for name, weight in weights.items()}
+    theirs = names.to_reference_names(tensors, config)
+    with written_aside(path) as aside:
+        if path.suffix == ".pt":
+            torch.save(theirs, aside)
+        else:
+            weights.write_tensors(aside, theirs)

@@ -20,6 +20,7 @@ from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.halves import Autoencoder, DecoderHalf, EncoderHalf, with_reference_buffers
 from nemo_cosmos.tokenizer.model import Tokenizer
+from nemo_cosmos.tokenizer.statistics import LatentStatistics, write_published
 
 Program = Literal["torchscript", "torch_export", "onnx"]
 
@@ -47,7 +48,9 @@ class _Part:
     """Whether outputs are indices or their codes."""
 
 
-def export(tokenizer: Tokenizer, folder: str | Path, *, to: Program) -> Path:
+def export(
+    tokenizer: Tokenizer, folder: str | Path, *, to: Program, statistics: LatentStatistics | None = None
+) -> Path:
     """Writes a tokenizer's encoder and decoder as programs.
 
     Args:
@@ -58,6 +61,7 @@ def export(tokenizer: Tokenizer, folder: str | Path, *, to: Program) -> Path:
             `encoder.onnx` and `decoder.onnx`, whose outputs are `latent`, or `indices` and `codes`, and
             `reconstruction`. Batch, frames, height and width may change; those of `torch_export` not below two cells of
             the latent, for it takes sizes of one for constants.
+        statistics: Of the latents; `torchscript` has a place for them, as the published folders have.
 
     Returns:
         The folder.
@@ -77,6 +81,8 @@ def export(tokenizer: Tokenizer, folder: str | Path, *, to: Program) -> Path:
             run = write(part, aside, tokenizer.tokenizer_config)
             _compare(f"{folder.name}/{part.name}", run(part.check), part)
         write_json(aside / "config.json", tokenizer.tokenizer_config.to_dict())
+        if to == "torchscript" and statistics is not None:
+            write_published(aside, statistics, tokenizer.tokenizer_config.latent_channels)
     return folder
 
 

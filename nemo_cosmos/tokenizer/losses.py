@@ -14,6 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.perceptual import PerceptualDistance, VggPerceptual
 
 FlowEstimator = Callable[[Tensor, Tensor], Tensor]
@@ -79,7 +80,7 @@ class LossConfig:
     flow_scale: int = 2
     """Height and width are divided by this before the flow is estimated."""
     consistency_frames: int = 9
-    """Frames of a window."""
+    """Frames of a window, 1 + k times the tokenizer's temporal compression."""
     consistency_stride: int = 1
     """Frames from window to window."""
 
@@ -103,6 +104,10 @@ class LossConfig:
     def codes_windows(self, video_BCTHW: Tensor, step: int) -> bool:
         """Whether a batch is coded in windows, for the consistency term: a video of more than one window."""
         return weight_at(self.consistency_weight, step) > 0 and video_BCTHW.shape[2] > self.consistency_frames
+
+    def will_code_windows(self, num_frames: int) -> bool:
+        """Whether videos of so many frames are ever coded in windows."""
+        return max(_values(self.consistency_weight)) > 0 and num_frames > self.consistency_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +141,26 @@ def check_measures(config: LossConfig, perceptual: PerceptualDistance | None, fl
         weight = getattr(config, name)
         if max(_values(weight)) > 0 and not given:
             raise user_error(name, weight, f"0 without {measure}", f"Give it as `{argument}`.")
+
+
+def check_terms(config: LossConfig, architecture: TokenizerConfig) -> None:
+    """Refuses weights, also those of a later step, of terms that a tokenizer cannot have.
+
+    Args:
+        config: The terms' weights.
+        architecture: The tokenizer's.
+
+    Raises:
+        UserError: A term over time has weight for images, or windows do not fit the temporal compression.
+    """
+    if architecture.modality == "image":
+        for name in ("flow_weight", "consistency_weight"):
+            if max(_values(getattr(config, name))) > 0:
+                raise user_error(name, getattr(config, name), "0 for images, which have one frame", "Leave it out.")
+    step, frames = architecture.temporal_compression, config.consistency_frames
+    if max(_values(config.consistency_weight)) > 0 and (frames - 1) % step:
+        nearest = 1 + max(1, round((frames - 1) / step)) * step
+        raise user_error("consistency_frames", frames, f"1 + a multiple of {step}", f"The nearest is {nearest}.")
 
 
 def reconstruction_loss(

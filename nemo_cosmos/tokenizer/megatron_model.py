@@ -1,4 +1,4 @@
-"""The video tokenizer as a Megatron-core model: this rank's share of it."""
+"""The tokenizers as Megatron-core models: this rank's share of one."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from torch import Tensor
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.tokenizer.config import IMAGE_NORM_GROUPS, TokenizerConfig
 from nemo_cosmos.tokenizer.context_parallel import Axis, Sharing, split_rows
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, check_video_shape
+from nemo_cosmos.tokenizer.model import (
+    CausalVideoTokenizer,
+    ImageTokenizer,
+    Tokenizer,
+    check_image_shape,
+    check_video_shape,
+)
 from nemo_cosmos.tokenizer.recompute import recompute_activations
 from nemo_cosmos.tokenizer.tensor_parallel import split_axes, split_channels
 
 _FIRST_STAGE, _LAST_STAGE = ("encoder", "quant_conv"), ("post_quant_conv", "decoder")
 
 
-class MegatronVideoTokenizer(CausalVideoTokenizer):
-    """The tokenizer with what Megatron's DDP, schedules and checkpoints ask of a model.
+class MegatronTokenizer(Tokenizer):
+    """What Megatron's DDP, schedules and checkpoints ask of a model, for the tokenizers of videos and of images.
 
-    It is whole at first, to be given the same weights on every rank; `split` leaves a rank its share.
-
-    Args:
-        tokenizer_config: The architecture.
-        config: Megatron's configuration: precision and communication.
+    A tokenizer is whole at first, to be given the same weights on every rank; `split` leaves a rank its share.
     """
 
-    def __init__(self, tokenizer_config: TokenizerConfig, config: TransformerConfig) -> None:
-        super().__init__(tokenizer_config)
+    def _take_for_megatron(self, config: TransformerConfig) -> None:
+        """Called once the networks stand; `config` tells precision and communication."""
         self.config = config
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process = self.post_process = True
@@ -62,35 +64,27 @@ class MegatronVideoTokenizer(CausalVideoTokenizer):
         for name in (*(() if pre_process else _FIRST_STAGE), *(() if post_process else _LAST_STAGE)):
             delattr(self, name)
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Encodes and decodes; gradients flow through a quantizer.
+    def _code_share(self, picture: Tensor, sharing: Sharing) -> Tensor:
+        """Encodes and decodes this rank's share.
 
         Args:
-            video_BCTHW: The whole video [B, 3, T, H, W], the same on all ranks but the data-parallel ones; the last
-                pipeline stage needs its shape.
+            picture: The whole video or image [B, 3, (T,) H, W], of a shape that fits the compression.
+            sharing: How ranks share it.
 
         Returns:
-            The whole reconstruction [B, 3, T, H, W] on every rank of the last pipeline stage. On the first of two the
-            codes of this rank's piece, [T' H' W', B, latent_channels], as Megatron's pipelines want them.
-
-        Raises:
-            UserError: The shape does not fit the compression, or the context-parallel ranks cannot share it.
+            The whole reconstruction on every rank of the last pipeline stage. On the first of two the codes of this
+            rank's piece, [S, B, latent_channels] with S cells of the grid, as Megatron's pipelines want them.
         """
-        if self.sharing is None:
-            return super().forward(video_BCTHW)
-        shape = tuple(video_BCTHW.shape)
-        check_video_shape(self.tokenizer_config, shape)
+        shape = tuple(picture.shape)
+        past = (sharing.past(shape),) if self.tokenizer_config.modality == "video" else ()
         if self.pre_process:
-            own_BCTHW = self.sharing.own(video_BCTHW)
-            codes_BCTHW = self.quantized(self.quant_conv(self.encoder(own_BCTHW, self.sharing.past(shape))))
+            codes = self.quantized(self.quant_conv(self.encoder(sharing.own(picture), *past)))
         else:
-            frames, rows, columns = self.sharing.latent_shape(shape)
-            codes_BCTHW = rearrange(self.input_tensor, "(T H W) B C -> B C T H W", T=frames, H=rows, W=columns)
+            codes = rearrange(self.input_tensor, "S B C -> B C S").unflatten(2, sharing.latent_shape(shape))
         if not self.post_process:
-            codes_SBC = rearrange(codes_BCTHW, "B C T H W -> (T H W) B C").contiguous()
+            codes_SBC = rearrange(codes.flatten(2), "B C S -> S B C").contiguous()
             return make_viewless_tensor(codes_SBC, requires_grad=True, keep_graph=True)
-        own_BCTHW = self.decoder(self.post_quant_conv(codes_BCTHW), self.sharing.past(shape))
-        return self.sharing.join(own_BCTHW, shape)
+        return sharing.join(self.decoder(self.post_quant_conv(codes), *past), shape)
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None]) -> None:
         """Takes the codes that the first pipeline stage sent; called by Megatron's schedules."""
@@ -106,6 +100,82 @@ class MegatronVideoTokenizer(CausalVideoTokenizer):
         return make_sharded_tensors_for_checkpoint(
             self.state_dict(keep_vars=True), prefix, split_axes(self), sharded_offsets=sharded_offsets
         )
+
+
+class MegatronVideoTokenizer(MegatronTokenizer, CausalVideoTokenizer):
+    """A tokenizer of videos.
+
+    Args:
+        tokenizer_config: The architecture.
+        config: Megatron's configuration: precision and communication.
+    """
+
+    def __init__(self, tokenizer_config: TokenizerConfig, config: TransformerConfig) -> None:
+        super().__init__(tokenizer_config)
+        self._take_for_megatron(config)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Encodes and decodes; gradients flow through a quantizer.
+
+        Args:
+            video_BCTHW: The whole video [B, 3, T, H, W], the same on all ranks but the data-parallel ones; the last
+                pipeline stage needs its shape.
+
+        Returns:
+            The whole reconstruction [B, 3, T, H, W] on every rank of the last pipeline stage; on the first of two what
+            it sends.
+
+        Raises:
+            UserError: The shape does not fit the compression, or the context-parallel ranks cannot share it.
+        """
+        if self.sharing is None:
+            return super().forward(video_BCTHW)
+        check_video_shape(self.tokenizer_config, tuple(video_BCTHW.shape))
+        return self._code_share(video_BCTHW, self.sharing)
+
+
+class MegatronImageTokenizer(MegatronTokenizer, ImageTokenizer):
+    """A tokenizer of images.
+
+    Args:
+        tokenizer_config: The architecture.
+        config: Megatron's configuration: precision and communication.
+    """
+
+    def __init__(self, tokenizer_config: TokenizerConfig, config: TransformerConfig) -> None:
+        super().__init__(tokenizer_config)
+        self._take_for_megatron(config)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Encodes and decodes pictures as training has them: as videos of one frame.
+
+        Args:
+            video_BCTHW: The whole pictures [B, 3, 1, H, W], the same on all ranks but the data-parallel ones; the last
+                pipeline stage needs their shape.
+
+        Returns:
+            The whole reconstructions [B, 3, 1, H, W] on every rank of the last pipeline stage; on the first of two what
+            it sends.
+
+        Raises:
+            UserError: The shape does not fit the compression, or the context-parallel ranks cannot share it.
+        """
+        if video_BCTHW.ndim != 5 or video_BCTHW.shape[2] != 1:
+            raise user_error("shape of pictures", tuple(video_BCTHW.shape), "[B, 3, 1, H, W]", "Set num_frames to 1.")
+        image_BCHW = video_BCTHW.squeeze(2)
+        check_image_shape(self.tokenizer_config, tuple(image_BCHW.shape))
+        if self.sharing is None:
+            return self._autoencode(image_BCHW).unsqueeze(2)
+        result = self._code_share(image_BCHW, self.sharing)
+        return result.unsqueeze(2) if self.post_process else result
+
+
+def build_megatron_tokenizer(
+    architecture: TokenizerConfig, config: TransformerConfig
+) -> MegatronVideoTokenizer | MegatronImageTokenizer:
+    """Makes the tokenizer of an architecture, whole and with torch's own first weights."""
+    kind = MegatronImageTokenizer if architecture.modality == "image" else MegatronVideoTokenizer
+    return kind(architecture, config)
 
 
 def check_layout(architecture: TokenizerConfig, config: TransformerConfig, context_parallel_axis: Axis) -> None:

@@ -237,8 +237,10 @@ def check_latent(config: TokenizerConfig, latent: Tensor) -> None:
     if latent.is_floating_point() or latent.is_complex() or latent.dtype == torch.bool:
         raise user_error("latent dtype", latent.dtype, "integers", "Give the indices that `encode` returned.")
     size = math.prod(config.levels)
-    if latent.numel() and not 0 <= latent.min() <= latent.max() < size:
-        got = (int(latent.min()), int(latent.max()))
+    # One transfer from the device, for streams come here with every chunk.
+    lowest, highest = torch.stack(latent.aminmax()).tolist() if latent.numel() else (0, 0)
+    if lowest < 0 or highest >= size:
+        got = (lowest, highest)
         raise user_error("indices", got, f"0 to {size - 1}", "Take special tokens out before decoding.")
 
 

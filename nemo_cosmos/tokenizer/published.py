@@ -14,8 +14,8 @@ from nemo_cosmos.files import read_json
 from nemo_cosmos.tokenizer import state_dict as names
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import RELEASED, TokenizerConfig, preset
-from nemo_cosmos.tokenizer.conversion import Statistics, load_pt, read_pt
 from nemo_cosmos.tokenizer.model import Tokenizer
+from nemo_cosmos.tokenizer.pickled import read_pt
 from nemo_cosmos.tokenizer.torchscript_archive import read_torchscript
 
 ENCODER, DECODER, AUTOENCODER, TRAINED = "encoder.jit", "decoder.jit", "autoencoder.jit", "model.pt"
@@ -118,55 +118,3 @@ def _repository(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--nvidia--")
     return folder.name
-
-
-def read_statistics(folder: Path, config: TokenizerConfig) -> tuple[Statistics, Statistics, tuple[str, ...]]:
-    """Reads the latents' statistics that stand beside published weights.
-
-    Args:
-        folder: With or without `mean_std.pt` (videos: numbers per channel and latent frame) and `image_mean_std.pt`
-            (pictures: per channel).
-        config: The architecture.
-
-    Returns:
-        Mean and standard deviation per channel, and what cannot be kept: numbers that differ from frame to frame, and
-        those of pictures where they are not those of videos.
-
-    Raises:
-        UserError: A file is broken or of another architecture.
-    """
-    videos, images = (_mean_and_std(folder / name, config) for name in ("mean_std.pt", "image_mean_std.pt"))
-    dropped = []
-    if videos is not None and any((numbers != numbers[:, :1]).any() for numbers in videos):
-        dropped.append("mean_std.pt (not one number per channel)")
-        videos = None
-    if images is not None and (videos is None or not all(map(torch.equal, images, _first_frame(videos)))):
-        dropped.append("image_mean_std.pt (apart from those of videos)")
-    if videos is None:
-        return None, None, tuple(dropped)
-    mean, std = (tuple(numbers[:, 0].tolist()) for numbers in videos)
-    return mean, std, tuple(dropped)
-
-
-def _first_frame(numbers: tuple[Tensor, Tensor]) -> list[Tensor]:
-    return [tensor[:, :1] for tensor in numbers]
-
-
-def _mean_and_std(path: Path, config: TokenizerConfig) -> tuple[Tensor, Tensor] | None:
-    """Returns two tensors [channels, frames]; None where there is no file."""
-    if not path.is_file():
-        return None
-    pair = load_pt(path)
-    fits = (
-        isinstance(pair, tuple | list)
-        and len(pair) == 2
-        and all(isinstance(x, Tensor) and x.numel() and x.numel() % config.latent_channels == 0 for x in pair)
-        and pair[0].numel() == pair[1].numel()
-    )
-    if not fits:
-        raise UserError(
-            f"{path}: expected a mean and a standard deviation, with numbers for {config.latent_channels} channels "
-            "each. Fetch it again, or remove it."
-        )
-    mean, std = (tensor.reshape(config.latent_channels, -1) for tensor in pair)
-    return mean, std

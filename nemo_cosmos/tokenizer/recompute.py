@@ -8,13 +8,17 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.utils.checkpoint import checkpoint
 
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.tokenizer.image_layers import ImageAttention, ImageDownsample, ImageResnetBlock, ImageUpsample
 from nemo_cosmos.tokenizer.layers import CausalAttention, HybridDownsample, HybridUpsample, ResnetBlock
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import Tokenizer
 
-_UNITS = (ResnetBlock, CausalAttention, HybridDownsample, HybridUpsample)
+_UNITS = (
+    *(ResnetBlock, CausalAttention, HybridDownsample, HybridUpsample),
+    *(ImageResnetBlock, ImageAttention, ImageDownsample, ImageUpsample),
+)
 
 
-def recompute_activations(tokenizer: CausalVideoTokenizer, config: TransformerConfig) -> None:
+def recompute_activations(tokenizer: Tokenizer, config: TransformerConfig) -> None:
     """Makes every residual, attention and resampling block run again in the backward pass, as Megatron's config says.
 
     Args:

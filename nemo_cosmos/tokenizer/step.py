@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from einops import rearrange
 from megatron.core.optimizer import OptimizerConfig
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm import fn
 from nemo.lightning import io
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
@@ -21,176 +17,22 @@ from torch import Tensor
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
-from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.parallel.replicated import check_same_on_all_ranks
-from nemo_cosmos.parallel.stages import stage_ends
-from nemo_cosmos.parallel.startup import run_seed
-from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.adversary import Adversary
-from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.context_parallel import Axis
-from nemo_cosmos.tokenizer.initialization import initialize
-from nemo_cosmos.tokenizer.losses import (
-    FlowEstimator,
-    LossConfig,
-    check_measures,
-    cut_windows,
-    join_windows,
-    psnr_db,
-    reconstruction_loss,
-)
-from nemo_cosmos.tokenizer.megatron_model import MegatronVideoTokenizer, check_layout
-from nemo_cosmos.tokenizer.model import LATENT_MAKERS
+from nemo_cosmos.tokenizer.loss_reduction import ReconstructionLossReduction
+from nemo_cosmos.tokenizer.losses import FlowEstimator, check_measures, cut_windows
+from nemo_cosmos.tokenizer.model_config import TokenizerModelConfig
 from nemo_cosmos.tokenizer.perceptual import PerceptualDistance
 
 _MEASURED_BY = "measured_by"
 """In checkpoints and their cards: names of what measures the loss terms."""
 
 
-@dataclass(kw_only=True)
-class TokenizerModelConfig(TransformerConfig, io.IOMixin):
-    """How a tokenizer is trained. Megatron's transformer fields have no meaning here and hold placeholders.
-
-    Its parallel sizes have: tensor-parallel ranks divide channels, context-parallel ones the video, and of two pipeline
-    stages the first has the encoder.
-    Of its fields for recomputation `recompute_granularity="full"` counts, see `recompute.recompute_activations`.
-    """
-
-    architecture: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """What is built; `nemo_cosmos.tokenizer.config.PRESETS` has the published ones."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Weights of the loss terms."""
-    init_from: str | None = None
-    """Weights to start from, as `weights.load` takes them, `default` for the embedded ones; None starts anew."""
-    freeze_encoder: bool = False
-    """Train the decoder alone; latents, and all that was trained on them, stay valid."""
-    context_parallel_axis: Axis = "height"
-    """What context-parallel ranks divide: rows of the picture, or frames, which needs longer videos."""
-    num_layers: int = 1
-    hidden_size: int = 1
-    num_attention_heads: int = 1
-    moe_token_dispatcher_type: str = "alltoall"
-    variable_seq_lengths: bool = True
-    """Pipeline stages tell each other the size of what they send, for it follows the videos."""
-
-    def __post_init__(self) -> None:
-        """Makes the checks of Megatron, whose placeholders must divide by the layout's sizes; NeMo calls it again."""
-        self.num_layers = self.pipeline_model_parallel_size
-        self.hidden_size = self.num_attention_heads = self.num_query_groups = self.tensor_model_parallel_size
-        super().__post_init__()
-
-    def configure_model(self) -> MegatronVideoTokenizer:
-        """Builds the tokenizer of this rank.
-
-        Raises:
-            UserError: The model cannot be split in this layout, or the initial weights do not fit the architecture.
-        """
-        self._check()
-        # One seed for all ranks, which cut the same whole weights.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run_seed())
-            tokenizer = MegatronVideoTokenizer(self.architecture, self)
-            if self.init_from is None:
-                initialize(tokenizer)
-            else:
-                tokenizer.load_state_dict(self._initial_weights())
-        if self.freeze_encoder:
-            for name, parameter in tokenizer.named_parameters():
-                parameter.requires_grad_(not name.startswith(LATENT_MAKERS))
-        if self._is_split:
-            groups = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp"])
-            tokenizer.split(groups, **stage_ends(None), context_parallel_axis=self.context_parallel_axis)
-        return tokenizer
-
-    @property
-    def _is_split(self) -> bool:
-        sizes = (self.tensor_model_parallel_size, self.pipeline_model_parallel_size, self.context_parallel_size)
-        return max(sizes) > 1
-
-    def _check(self) -> None:
-        check_layout(self.architecture, self, self.context_parallel_axis)
-        if self.freeze_encoder and self.pipeline_model_parallel_size > 1:
-            raise user_error(
-                "freeze_encoder", True, "False with two pipeline stages", "Use one: the first learns nothing."
-            )
-
-    def _initial_weights(self) -> dict[str, Tensor]:
-        start = weights.load_default() if self.init_from == "default" else weights.load(self.init_from)
-        if start.tokenizer_config != self.architecture:
-            raise user_error(
-                "init_from", start.tokenizer_config, f"weights of {self.architecture}", "Choose its architecture."
-            )
-        return start.state_dict()
-
-
-class ReconstructionLossReduction(MeanLossReduction):
-    """Loss of a micro-batch, and the means that are logged.
-
-    Args:
-        config: Weights of the loss terms.
-        perceptual: Perceptual distance, where its weight is positive.
-        flow: Estimator of optical flow, where its weight is positive.
-        adversary: What judges and learns, in training's adversarial stage.
-        step: Tells the number of optimizer steps made.
-        log: Called with scalars by name once per global batch.
-    """
-
-    def __init__(
-        self,
-        *,
-        config: LossConfig,
-        perceptual: PerceptualDistance | None,
-        flow: FlowEstimator | None,
-        adversary: Adversary | None,
-        step: Callable[[], int],
-        log: Callable[[dict[str, Tensor]], None],
-    ) -> None:
-        super().__init__()
-        self.config, self.perceptual, self.flow, self.adversary = config, perceptual, flow, adversary
-        self.step, self.log = step, log
-
-    def forward(self, batch: dict[str, Tensor], forward_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gives the loss of the reconstruction `forward_out` of `batch["video"]`, and its parts."""
-        video_BCTHW, reconstruction_BCTHW, windows_BNCTHW = batch["video"], forward_out, None
-        if self.config.codes_windows(video_BCTHW, self.step()):
-            windows_BNCTHW = rearrange(forward_out, "(B N) C T H W -> B N C T H W", B=video_BCTHW.shape[0])
-            reconstruction_BCTHW = join_windows(windows_BNCTHW, stride=self.config.consistency_stride)
-            video_BCTHW = video_BCTHW[:, :, : reconstruction_BCTHW.shape[2]]
-        loss = reconstruction_loss(
-            reconstruction_BCTHW,
-            video_BCTHW,
-            config=self.config,
-            step=self.step(),
-            perceptual=self.perceptual,
-            flow=self.flow,
-            windows_BNCTHW=windows_BNCTHW,
-        )
-        total, parts = loss.total, loss.parts
-        if self.adversary is not None:
-            term, discriminator = self.adversary.losses(reconstruction_BCTHW, video_BCTHW, step=self.step())
-            total = total + term
-            parts = {**parts, "adversarial": term.detach(), "discriminator": discriminator}
-        # Cloned, because Megatron divides the loss in place by the number of micro-batches.
-        parts = {"avg": total.detach().clone(), **parts}
-        return total, {name: value.reshape(1) for name, value in parts.items()}
-
-    def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Tensor]]) -> Tensor:
-        """Averages over micro-batches and ranks; logs the parts, and the PSNR of the whole batch's squared error."""
-        means = {
-            name: super(ReconstructionLossReduction, self).reduce(
-                [{"avg": entry[name]} for entry in losses_reduced_per_micro_batch]
-            )
-            for name in losses_reduced_per_micro_batch[0]
-        }
-        loss, mse = means.pop("avg"), means.pop("mse")
-        self.log({**means, "psnr_db": psnr_db(mse)})
-        return loss
-
-
 class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixin):
     """Trains a tokenizer to rebuild its input.
 
-    A batch is {"video": float32 [B, 3, T, H, W] in [-1, 1]}, or [B, K, 3, 1, H, W] where a sample is K pictures.
+    A batch is {"video": float32 [B, 3, T, H, W] in [-1, 1]}, or [B, K, 3, 1, H, W] where a sample is K pictures; for a
+    tokenizer of images T is 1.
 
     Args:
         config: Architecture, loss, and Megatron's settings.
@@ -246,6 +88,16 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
     def configure_callbacks(self) -> list[pl.Callback]:
         """Brings the adversary into the trainer's events."""
         return [] if self._adversary is None else [self._adversary]
+
+    def setup(self, stage: str) -> None:
+        """Asks the data module, where it knows them by `sample_sizes()`, for the sizes that training will see.
+
+        Raises:
+            UserError: One does not fit the compression, or is too small for this layout. No weight is allocated yet.
+        """
+        sample_sizes = getattr(self.trainer.datamodule, "sample_sizes", None)
+        for size in () if sample_sizes is None else sample_sizes():
+            self.config.check_size(*size)
 
     def on_fit_start(self) -> None:
         """Tells what measures the loss terms.
@@ -334,7 +186,7 @@ class TokenizerModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMix
 
     def _log_means(self, means: dict[str, Tensor]) -> None:
         for name, mean in means.items():
-            self.log(name, mean.to(torch.float32), prog_bar=True, batch_size=1)
+            self.log(name, mean.float(), prog_bar=True, batch_size=1)
 
 
 def _reference_optimizer() -> MegatronOptimizerModule:

@@ -14,8 +14,8 @@ from nemo.utils.model_utils import unwrap_model
 from torch import nn
 
 from nemo_cosmos.errors import UserError, user_error
-from nemo_cosmos.training.load import EMA as EMA_FOLDER
-from nemo_cosmos.training.load import PREFIX
+from nemo_cosmos.parallel.stored_weights import EMA as EMA_FOLDER
+from nemo_cosmos.parallel.stored_weights import PREFIX
 
 _WITH_DATA = (ShardedTensor, ShardedTensorFactory)
 

@@ -13,13 +13,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch import nn
 
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.parallel.stored_weights import is_stored, read_whole_tensors, stored_dtypes, stored_shapes
-
-PREFIX = "module."
-"""Put before every name in checkpoints: the LightningModule's attribute that holds the Megatron module."""
-
-WEIGHTS, EMA = "weights", "ema"
-"""Folders of a checkpoint: NeMo's own, and the averaged weights of the `EMA` callback."""
+from nemo_cosmos.parallel.stored_weights import PREFIX, read_whole_tensors, stored_shapes, weights_folder
 
 
 def load_weights(
@@ -36,7 +30,7 @@ def load_weights(
     Raises:
         UserError: There is no whole checkpoint, or a weight is missing or of another shape.
     """
-    folder = _folder(Path(checkpoint), use_ema)
+    folder = weights_folder(Path(checkpoint), use_ema=use_ema)
     stored = stored_shapes(folder)
     sharded = hasattr(module, "sharded_state_dict")
     wanted: dict[str, Any] = (
@@ -58,14 +52,6 @@ def load_weights(
     module.load_state_dict({name.removeprefix(PREFIX): value for name, value in wanted.items()}, strict=False)
 
 
-def _folder(checkpoint: Path, use_ema: bool) -> Path:
-    names = (EMA, WEIGHTS) if use_ema else (WEIGHTS,)
-    for folder in (checkpoint / name for name in names):
-        if is_stored(folder):
-            return folder
-    raise UserError(f"{checkpoint}: holds no whole checkpoint. Give a folder like run/checkpoints/step=0001000.")
-
-
 def _shapes(wanted: dict[str, Any]) -> Iterator[tuple[str, torch.Size]]:
     """Names and whole shapes of what is to be loaded; extra states of layers, which hold no weights, are left out."""
     for entry in nested_values(wanted):
@@ -83,27 +69,3 @@ def _check_shape(folder: Path, name: str, got: torch.Size, expected: torch.Size)
             f"{folder}: weight {name} has shape {list(got)}, expected {list(expected)}. "
             "Give a checkpoint of the same architecture."
         )
-
-
-def read_whole(checkpoint: str | Path, *, use_ema: bool = True) -> dict[str, torch.Tensor]:
-    """Reads a model checkpoint's whole weights, without building the model.
-
-    Args:
-        checkpoint: Folder of a checkpoint.
-        use_ema: Take the averaged weights where the checkpoint has them.
-
-    Returns:
-        Tensors under the module's own names; optimizer states and the extra states of layers are left out.
-
-    Raises:
-        UserError: There is no whole checkpoint.
-    """
-    folder = _folder(Path(checkpoint), use_ema)
-    dtypes = stored_dtypes(folder)
-    wanted = {
-        name: torch.empty(shape, dtype=dtypes[name])
-        for name, shape in stored_shapes(folder).items()
-        if name.startswith(PREFIX) and name in dtypes
-    }
-    read_whole_tensors(wanted, folder)
-    return {name.removeprefix(PREFIX): value for name, value in wanted.items()}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nemo_cosmos.parallel import startup
-from nemo_cosmos.training.load import read_whole
+from nemo_cosmos.parallel.stored_weights import read_whole
 from tests.distributed.launch import run_ranks
 from tests.unit.diffusion.tiny_run import run
 

@@ -187,10 +187,39 @@ def test_720p_tokenizer_has_the_published_weights() -> None:
     assert [getattr(flow, name) for name in WEIGHTS] == [1.0, 0.073, 0.062, 0.01, 0.0]
 
 
+IMAGE_STAGES = [
+    [f"tokenizer_{family}_{size}_{stage}" for stage in ("pretrain", "gram_finetune", "adversarial_finetune")]
+    for family in ("ci8x8", "di8x8")
+    for size in ("tiny", "360p")
+]
+
+
+@pytest.mark.parametrize("stages", IMAGE_STAGES, ids=lambda stages: stages[0])
+def test_image_tokenizers_train_on_single_frames_in_three_stages(stages: list[str]) -> None:
+    pretrain, gram, last = (registry.find(name)() for name in stages)
+    for recipe in (pretrain, gram, last):
+        config = fiddle.build(recipe.model.config)
+        assert config.architecture.modality == "image"
+        assert stages[0].startswith(f"tokenizer_{config.architecture.compression_name.lower()}_")
+        config.check_size(recipe.data.num_frames, recipe.data.height, recipe.data.width)
+        assert recipe.data.global_batch_size % recipe.data.micro_batch_size == 0
+        assert recipe.optim.betas == (0.5, 0.999)
+    weights = [[getattr(fiddle.build(recipe.model.config).loss, name) for name in WEIGHTS] for recipe in (gram, last)]
+    assert weights == [[1.0, 0.073, 0.062, 0.0, 0.0]] * 2
+    assert fiddle.build(last.model.adversary.weight).values[0] == 0
+    if "360p" in stages[0]:
+        loss = fiddle.build(pretrain.model.config).loss
+        assert [weight_at(loss.gram_weight, step) for step in (0, 500_000)] == [0.0, 0.062]
+        assert (pretrain.data.crop_from, pretrain.data.global_batch_size) == (360, 128)
+        assert registry.find(stages[0])(num_nodes=2).data.global_batch_size == 256
+    other = configure(stages[0], ["model.config.architecture.name=CI16x16-360p"])
+    assert fiddle.build(other.model.config).architecture.spatial_compression == 16
+
+
 WEIGHTS = ("l1_weight", "perceptual_weight", "gram_weight", "flow_weight", "consistency_weight")
 
 
-@pytest.mark.parametrize("stages", [STAGES_TINY, STAGES_720P])
+@pytest.mark.parametrize("stages", [STAGES_TINY, STAGES_720P, *IMAGE_STAGES], ids=lambda stages: stages[0])
 def test_each_stage_of_a_tokenizer_starts_from_the_one_before(stages: list[str]) -> None:
     pretrain, flow, last = (registry.find(name)() for name in stages)
     assert (flow.base, last.base) == (pretrain.log.directory, flow.log.directory)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 
+from nemo_cosmos import video_io
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import (
     probe_video,
@@ -48,6 +51,50 @@ def test_the_frame_rate_is_kept(tmp_path, frames, fps):
 def test_reading_can_stop_early(tmp_path, frames):
     path = write_video(tmp_path / "clip.mp4", frames, fps=10)
     np.testing.assert_array_equal(read_video(path, max_frames=3)[0], read_video(path)[0][:3])
+
+
+@pytest.fixture
+def long(tmp_path) -> Path:
+    """33 frames with a key frame every eighth and frames between that look ahead."""
+    path, moving = tmp_path / "long.mp4", np.random.default_rng(0).integers(0, 255, (33, 48, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.options = {"g": "8", "bf": "3", "b_strategy": "0", "sc_threshold": "0"}
+        for picture in moving:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_reading_can_begin_anywhere(long, as_bytes):
+    source, (whole, _) = long.read_bytes() if as_bytes else long, read_video(long)
+    assert len(whole) == 33
+    for start in range(33):
+        np.testing.assert_array_equal(read_video(source, first_frame=start, max_frames=3)[0], whole[start : start + 3])
+    with pytest.raises(UserError, match="0 frames"):
+        read_video(source, first_frame=33)
+
+
+def test_no_more_than_a_group_of_pictures_is_decoded_before_the_first_frame_wanted(long):
+    with video_io._opened(long, "long") as (container, stream):
+        times = video_io._times(long, "long")
+        for start in range(33):
+            first = next(video_io._from_key_frame(container, stream, times[0], times[start]))
+            assert times.index(first.pts) == start // 8 * 8
+
+
+def test_a_file_that_does_not_tell_times_is_read_from_its_start(long, tmp_path):
+    bare = tmp_path / "bare.h264"
+    with av.open(str(long)) as container, av.open(str(bare), "w", format="h264") as output:
+        stream = output.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    whole, _ = read_video(bare)
+    np.testing.assert_array_equal(read_video(bare, first_frame=10, max_frames=3)[0], whole[10:13])
 
 
 def test_frames_come_one_by_one(tmp_path, frames):

@@ -156,18 +156,32 @@ def test_statistics_that_do_not_fit_are_refused(dit, tokenizer, tmp_path):
     assert not target.exists()
 
 
-def test_a_diffusers_tokenizers_statistics_are_kept_per_channel_or_said_to_be_dropped(tokenizer, tmp_path):
+@pytest.mark.parametrize("frames", [1, 16])
+def test_a_diffusers_tokenizers_statistics_are_kept(tokenizer, tmp_path, frames):
     convert(tokenizer[0], tmp_path / "diffusers", to="diffusers")
     config = read_json(tmp_path / "diffusers" / "config.json")
-    config |= {"latents_mean": [0.25] * 16, "latents_std": [1.5] * 16}
+    numbers = [0.11362758 + 0.1 * i for i in range(16 * frames)]  # float64, as JSON holds them
+    config |= {"latents_mean": numbers, "latents_std": [1 + x for x in numbers]}
     write_json(tmp_path / "diffusers" / "config.json", config)
     assert convert(tmp_path / "diffusers", tmp_path / "nemo", to="nemo")["dropped"] == []
     convert(tmp_path / "nemo", tmp_path / "back", to="diffusers")
     assert read_json(tmp_path / "back" / "config.json") == config
-    write_json(tmp_path / "back" / "config.json", config | {"latents_mean": [0.0] * 256, "latents_std": [1.0] * 256})
-    result = convert(tmp_path / "back", tmp_path / "a.safetensors", to="safetensors")
-    assert result["dropped"] == ["latents_mean, latents_std (not one number per channel)"]
-    assert CheckpointCard.from_dict(read_json(tmp_path / "a.json")).latent_mean is None
+    write_json(tmp_path / "back" / "config.json", config | {"latents_mean": [0.0] * 17})
+    with pytest.raises(UserError, match="latents_mean, latents_std: got"):
+        convert(tmp_path / "back", tmp_path / "a.safetensors", to="safetensors")
+
+
+def test_a_wfm_is_normalised_by_its_tokenizers_own_statistics(dit, tokenizer, tmp_path):
+    convert(tokenizer[0], tmp_path / "vae", to="diffusers")
+    config = read_json(tmp_path / "vae" / "config.json")
+    write_json(tmp_path / "vae" / "config.json", config | {"latents_mean": [0.5] * 64, "latents_std": [2.0] * 64})
+    convert(dit[0], tmp_path / "nemo", to="nemo", tokenizer=tmp_path / "vae")
+    card = read_card(tmp_path / "nemo")
+    assert (card.latent_mean, card.latent_std) == ((0.5,) * 64, (2.0,) * 64)
+    assert card.tokenizer_fingerprint == load_tokenizer(tmp_path / "vae").model.fingerprint()
+    write_json(tmp_path / "s.json", {"latent_mean": [0.25] * 16, "latent_std": [1.5] * 16})
+    convert(dit[0], tmp_path / "nemo", to="nemo", tokenizer=tmp_path / "vae", statistics=tmp_path / "s.json")
+    assert read_card(tmp_path / "nemo").latent_mean == (0.25,) * 16
 
 
 def test_diffusers_weights_may_lack_the_uncertainty_head(dit, tmp_path):

@@ -44,6 +44,9 @@ def test_a_published_tokenizer_goes_through_nemo_and_back(config: TokenizerConfi
     assert_same(load_tokenizer(tmp_path / "nemo").model.state_dict(), ours)
     convert(tmp_path / "nemo", tmp_path / "a.safetensors", to="safetensors")
     assert_same(read_tensors(tmp_path / "a.safetensors"), ours)
+    convert(tmp_path / "a.safetensors", tmp_path / "ours", to="folder")
+    assert detect(tmp_path / "ours") is Format.FOLDER
+    assert_same(load_tokenizer(tmp_path / "ours").model.state_dict(), ours)
     convert(tmp_path / "a.safetensors", tmp_path / "model.pt", to="reference")
     assert_same(torch.load(tmp_path / "model.pt", weights_only=True), names.to_reference_names(ours, config))
 
@@ -59,17 +62,40 @@ def test_half_precision_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert_same(read_tensors(tmp_path / "b.safetensors"), tokenizer.state_dict())
 
 
-def test_a_published_tokenizer_goes_to_diffusers_and_back(tmp_path: Path) -> None:
+def test_a_published_tokenizer_and_its_statistics_go_round_bit_for_bit(tmp_path: Path) -> None:
+    """published -> NeMo -> diffusers -> published; diffusers has no place for those of pictures."""
     ours = random_tokenizer(VIDEO).state_dict()
     folder = write_published(tmp_path / "published", names.to_reference_names(ours, VIDEO))
     write_json(folder / "config.json", VIDEO.to_dict())
-    torch.save((torch.zeros(4), torch.full((4,), 2.0)), folder / "mean_std.pt")
-    assert convert(folder, tmp_path / "diffusers", to="diffusers")["dropped"] == []
-    assert read_json(tmp_path / "diffusers" / "config.json")["latents_std"] == [2.0] * 4
-    result = convert(tmp_path / "diffusers", tmp_path / "exported", to="torchscript")
-    assert result["dropped"] == ["latent_mean", "latent_std"]
-    convert(tmp_path / "exported", tmp_path / "a.safetensors", to="safetensors")
+    generator = torch.Generator().manual_seed(0)
+    of_videos, of_pictures = (torch.rand(2, 4, n, generator=generator) + 0.1 for n in (16, 1))
+    torch.save(tuple(of_videos), folder / "mean_std.pt")
+    torch.save(tuple(of_pictures[..., 0]), folder / "image_mean_std.pt")
+    statistics = load_tokenizer(folder).statistics
+    assert convert(folder, tmp_path / "nemo", to="nemo")["dropped"] == []
+    assert load_tokenizer(tmp_path / "nemo").statistics == statistics
+    for target in ("exported", "exported"):  # the second replaces the first
+        assert convert(tmp_path / "nemo", tmp_path / target, to="torchscript")["dropped"] == []
+    saved = [torch.load(tmp_path / "exported" / n, weights_only=True) for n in ("mean_std.pt", "image_mean_std.pt")]
+    assert all(map(torch.equal, saved[0], of_videos))
+    assert all(map(torch.equal, saved[1], of_pictures))
+    dropped = convert(tmp_path / "nemo", tmp_path / "diffusers", to="diffusers")["dropped"]
+    assert dropped == ["image_latent_mean", "image_latent_std"]
+    assert read_json(tmp_path / "diffusers" / "config.json")["latents_std"] == of_videos[1].flatten().tolist()
+    found = load_tokenizer(tmp_path / "diffusers")
+    assert found.statistics.of(16) == statistics.of(16)
+    convert(tmp_path / "diffusers", tmp_path / "a.safetensors", to="safetensors")
+    assert load_tokenizer(tmp_path / "a.safetensors").statistics == found.statistics
     assert_same(read_tensors(tmp_path / "a.safetensors"), ours)
+    dropped = convert(tmp_path / "nemo", tmp_path / "model.pt", to="reference")["dropped"]
+    assert dropped == ["latent_mean", "latent_std", "image_latent_mean", "image_latent_std"]
+
+
+def test_statistics_beside_other_files_are_not_a_conversions_own(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    torch.save((torch.zeros(4), torch.ones(4)), tmp_path / "mine" / "mean_std.pt")
+    with pytest.raises(UserError, match="Give another target, or delete this one"):
+        convert(small, tmp_path / "mine", to="torchscript")
 
 
 def test_the_preset_is_told_by_the_folder_or_by_a_published_name(tmp_path: Path) -> None:

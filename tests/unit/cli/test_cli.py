@@ -47,3 +47,18 @@ def test_guard_prompt_tells_by_its_exit_status(prompt, status):
     result = CliRunner().invoke(app, ["guard", "prompt", prompt, "--json"])
     assert result.exit_code == status
     assert all(set(v) == {"guard", "safe", "reason", "scores"} for v in json.loads(result.stdout).values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "batch_size", "views"),
+    [([], 8, ("front", "side")), (["--batch-size", "2", "--views", "rear, left"], 2, ("rear", "left"))]
+    + [(["--views", "all"], 8, None)],
+)
+def test_the_latent_caches_batch_size_and_views_can_be_set(flags, batch_size, views, monkeypatch):
+    from nemo_cosmos.steps import tokenize
+
+    seen = {}
+    monkeypatch.setattr(tokenize, "tokenize", lambda *_, **given: seen.update(given))
+    result = CliRunner().invoke(app, ["tokenize", "curated", "latents", *flags])
+    assert result.exit_code == 0, result.output
+    assert (seen["config"].batch_size, seen["config"].views) == (batch_size, views)

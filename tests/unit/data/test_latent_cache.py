@@ -9,7 +9,13 @@ from nemo_cosmos.contracts import LatentSample
 from nemo_cosmos.data import latent_cache, latent_writer
 from nemo_cosmos.data.curated import CuratedClips, caption_at, curated_shards
 from nemo_cosmos.data.datamodule import LatentDataModule
-from nemo_cosmos.data.latent_cache import LatentCacheConfig, LatentDataset, denormalise_latent, read_cache_card
+from nemo_cosmos.data.latent_cache import (
+    LatentCacheConfig,
+    LatentDataset,
+    denormalise_latent,
+    normalise_latent,
+    read_cache_card,
+)
 from nemo_cosmos.data.latent_writer import LatentWriter, begin_latent_cache, finish_latent_cache, unwritten_shards
 from nemo_cosmos.data.tar_shard import TarShard
 from nemo_cosmos.errors import UserError
@@ -44,7 +50,7 @@ class LengthEncoder:
 CONFIG = LatentCacheConfig(num_frames=17, height=32, width=32, window_stride=4, batch_size=2)
 
 
-def _write(curated, output, *, tokenizer=None, text_encoder=None, config=CONFIG, shards=None):
+def _write(curated, output, *, tokenizer=None, text_encoder=None, config=CONFIG, shards=None, statistics=None):
     tokenizer, text_encoder = tokenizer or AverageTokenizer(), text_encoder or LengthEncoder()
     begin_latent_cache(curated, output, tokenizer.fingerprint(), config, text_encoder.config.name)
     writer = LatentWriter(curated, output, tokenizer=tokenizer, text_encoder=text_encoder, config=config)
@@ -57,6 +63,7 @@ def _write(curated, output, *, tokenizer=None, text_encoder=None, config=CONFIG,
         tokenizer_name="average",
         text_encoder=text_encoder.config,
         config=config,
+        statistics=statistics,
     )
 
 
@@ -100,6 +107,34 @@ def test_training_latents_have_zero_mean_and_unit_variance(curated, tmp_path):
     latents = torch.stack([data[i]["latent"] for i in range(len(data))])
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(3), atol=1e-2, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(3), atol=1e-2, rtol=0)
+
+
+def test_a_latent_is_normalised_by_the_numbers_of_its_frames():
+    """As the reference and diffusers do: a view by channel and frame, of which the first frames are taken."""
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(2, 4, 3, 2, 2, generator=generator)
+    mean, std = torch.randn(4 * 5, generator=generator), torch.rand(4 * 5, generator=generator) + 0.5
+    as_diffusers = [x.view(1, 4, -1, 1, 1)[:, :, :3] for x in (mean, std)]
+    numbers = tuple(mean.tolist()), tuple(std.tolist())
+    normalised = normalise_latent(latent, *numbers)
+    assert torch.equal(normalised, (latent - as_diffusers[0]) / as_diffusers[1])
+    assert torch.equal(denormalise_latent(normalised, *numbers), normalised * as_diffusers[1] + as_diffusers[0])
+    per_channel = (1.0, 2.0, 3.0, 4.0)
+    expected = latent - torch.tensor(per_channel).view(4, 1, 1, 1)
+    assert torch.equal(normalise_latent(latent, per_channel, (1.0,) * 4), expected)
+    with pytest.raises(UserError, match="latent frames: got 6, expected at most 5"):
+        normalise_latent(torch.zeros(4, 6, 2, 2), *numbers)
+
+
+def test_what_the_tokenizer_comes_with_goes_before_what_is_measured(curated, tmp_path):
+    own = (tuple(float(i) for i in range(12)), tuple(1.0 + i for i in range(12)))  # 3 channels, 4 frames
+    card = _write(curated, tmp_path / "latents", statistics=own)
+    assert (card.latent_mean, card.latent_std) == own
+    raw = LatentDataset(tmp_path / "latents", split="train", statistics=((0.0,) * 3, (1.0,) * 3))[0]["latent"]
+    expected = (raw - torch.tensor(own[0]).view(3, 4, 1, 1)[:, :3]) / torch.tensor(own[1]).view(3, 4, 1, 1)[:, :3]
+    assert torch.equal(LatentDataset(tmp_path / "latents", split="train")[0]["latent"], expected)
+    with pytest.raises(UserError, match="latent statistics: got 'statistics of 2 latent frames', expected at least 3"):
+        LatentDataset(tmp_path / "latents", split="train", statistics=((0.0,) * 6, (1.0,) * 6))
 
 
 def test_shards_may_be_written_in_any_order_and_twice(curated, tmp_path):

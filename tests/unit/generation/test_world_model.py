@@ -127,6 +127,35 @@ def test_the_card_names_the_text_encoder_else_its_width_does(model, monkeypatch,
         assert opening._text_encoder_of(card, width) == found
 
 
+def test_latents_are_denormalised_frame_by_frame(model):
+    """The tokenizer is causal: another mean of the third latent frame changes the video from its tenth frame on."""
+    whole = model.generate(["a car"], SAMPLING)[0]
+    same, other = (
+        dataclasses.replace(
+            model, card=dataclasses.replace(model.card, latent_mean=(0.1, 0.1, third) * 16, latent_std=(0.5,) * 48)
+        ).generate(["a car"], SAMPLING)[0]
+        for third in (0.1, 0.9)
+    )
+    assert (same == whole).all()
+    assert (other[:9] == whole[:9]).all()
+    assert (other[9:] != whole[9:]).any()
+
+
+def test_statistics_of_too_few_frames_are_refused_before_sampling(model, monkeypatch):
+    card = dataclasses.replace(model.card, latent_mean=(0.1,) * 32, latent_std=(0.5,) * 32)
+    monkeypatch.setattr(WorldModel, "_text", lambda *_: pytest.fail("sampling has begun"))
+    with pytest.raises(UserError, match="latent statistics of test: got 'statistics of 2 latent frames', .*at least 3"):
+        dataclasses.replace(model, card=card).generate(["a car"], SAMPLING)
+
+
+def test_a_generated_picture_has_the_statistics_of_pictures(model):
+    sampling = dataclasses.replace(SAMPLING, num_frames=1)
+    card = dataclasses.replace(model.card, image_latent_mean=(0.9,) * 16, image_latent_std=(0.5,) * 16)
+    of_pictures = dataclasses.replace(model, card=card)
+    assert (of_pictures.generate(["a car"], sampling)[0] != model.generate(["a car"], sampling)[0]).any()
+    assert (of_pictures.generate(["a car"], SAMPLING)[0] == model.generate(["a car"], SAMPLING)[0]).all()
+
+
 def test_a_batch_changes_nothing(model):
     alone = model.generate(["a car"], SAMPLING, seeds=[5])[0].astype(int)
     together = model.generate(["an arm", "a car"], SAMPLING, seeds=[4, 5])[1].astype(int)

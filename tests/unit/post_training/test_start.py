@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from nemo_cosmos.checkpoints import embedded
+from nemo_cosmos.checkpoints.convert import convert
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import write_json
 from nemo_cosmos.post_training import start
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import preset
-from nemo_cosmos.tokenizer.step import TokenizerModel, TokenizerModelConfig
+from nemo_cosmos.tokenizer.model_config import TokenizerModelConfig
+from nemo_cosmos.tokenizer.step import TokenizerModel
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -116,7 +119,18 @@ def test_a_tokenizers_base_may_be_embedded(called: dict[str, Any]) -> None:
         assert torch.equal(module.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize("form", ["diffusers", "torchscript"])
+def test_a_tokenizers_base_may_be_in_the_form_of_others(form: str, tmp_path: Path, called: dict[str, Any]) -> None:
+    convert("tokenizer_tiny", tmp_path / "base", to=form)
+    model = functools.partial(TokenizerModel, config=TokenizerModelConfig(architecture=preset("CV8x8x8-tiny")))
+    start.finetune(model, lambda: "clips", "trainer", log="log", optim="optim", base=str(tmp_path / "base"))
+    assert (called["base"], called["model"].init_from) == (None, str(tmp_path / "base"))
+
+
 def test_a_base_in_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "diffusion_pytorch_model.safetensors").touch()
-    with pytest.raises(UserError, match="is a diffusers folder. Convert it first"):
-        start.find_base(str(tmp_path))
+    for config in (None, {"_class_name": "CosmosTransformer3DModel"}):
+        if config is not None:
+            write_json(tmp_path / "config.json", config)
+        with pytest.raises(UserError, match="is a diffusers folder. Convert it first"):
+            start.find_base(str(tmp_path))

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from nemo_cosmos.checkpoints.load import LoadedTokenizer
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.evaluation import rate_distortion
 from nemo_cosmos.files import read_json
 from nemo_cosmos.steps import evaluate_tokenizer as step
 from nemo_cosmos.steps.video_source import files_of
 from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.load import LoadedTokenizer
 from nemo_cosmos.tokenizer.model import build_tokenizer
 from nemo_cosmos.tokenizer.reconstruction import CodingConfig
 from nemo_cosmos.video_io import write_video

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nemo_cosmos.checkpoints.convert import convert
 from nemo_cosmos.data.latent_cache import LatentCacheConfig, read_cache_card
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import read_json, write_json
 from nemo_cosmos.steps.tokenize import tokenize
 from nemo_cosmos.steps.tokenize_stages import TokenizeStage
 from nemo_cosmos.text import encoder
@@ -71,6 +73,19 @@ def test_a_discrete_tokenizer_gives_indices(curated, tmp_path):
     weights.save(CausalVideoTokenizer(preset("DV8x8x8-tiny")), tmp_path / "dv")
     card = tokenize(curated, tmp_path / "out", tokenizer=str(tmp_path / "dv"), config=CONFIG)
     assert (card.continuous, card.latent_shape) == (False, (3, 4, 4))
+
+
+def test_the_cache_is_normalised_by_what_the_tokenizer_comes_with(curated, tmp_path):
+    convert("tokenizer_tiny", tmp_path / "vae", to="diffusers")
+    values = read_json(tmp_path / "vae" / "config.json")
+    mean, std = [0.1 * i for i in range(16 * 3)], [1 + 0.1 * i for i in range(16 * 3)]
+    write_json(tmp_path / "vae" / "config.json", values | {"latents_mean": mean, "latents_std": std})
+    card = tokenize(curated, tmp_path / "out", tokenizer=str(tmp_path / "vae"), config=CONFIG)
+    assert (card.latent_mean, card.latent_std) == (tuple(mean), tuple(std))
+    longer = dataclasses.replace(CONFIG, num_frames=25)
+    with pytest.raises(UserError, match="latent statistics of vae: got 'statistics of 3 latent frames', .*at least 4"):
+        tokenize(curated, tmp_path / "longer", tokenizer=str(tmp_path / "vae"), config=longer)
+    assert not (tmp_path / "longer").exists()
 
 
 def test_bad_names_are_refused_before_anything_is_written(curated, tmp_path):

@@ -355,21 +355,3 @@ def test_a_folder_is_loaded_where_it_tells_its_release(tmp_path: Path) -> None:
     shutil.copy(folder / "encoder.jit", folder / "decoder.jit")
     with pytest.raises(UserError, match=r"missing \['decoder\.conv_in"):
         published.load(folder)
-
-
-def test_statistics_are_kept_where_there_is_one_per_channel(tmp_path: Path) -> None:
-    assert published.read_statistics(tmp_path, VIDEO) == (None, None, ())
-    mean, std = torch.arange(4.0), torch.arange(4.0) + 0.5
-    torch.save((mean.repeat_interleave(3), std.repeat_interleave(3)), tmp_path / "mean_std.pt")
-    torch.save((mean, std), tmp_path / "image_mean_std.pt")
-    assert published.read_statistics(tmp_path, VIDEO) == (tuple(mean.tolist()), tuple(std.tolist()), ())
-    torch.save((mean + 1, std), tmp_path / "image_mean_std.pt")
-    assert published.read_statistics(tmp_path, VIDEO)[2] == ("image_mean_std.pt (apart from those of videos)",)
-    torch.save((torch.arange(12.0), torch.ones(12)), tmp_path / "mean_std.pt")
-    found_mean, _, dropped = published.read_statistics(tmp_path, VIDEO)
-    assert found_mean is None
-    assert [text.split()[0] for text in dropped] == ["mean_std.pt", "image_mean_std.pt"]
-    for broken in ((torch.zeros(5), torch.zeros(5)), [torch.zeros(4)], {"mean": mean}):
-        torch.save(broken, tmp_path / "mean_std.pt")
-        with pytest.raises(UserError, match="expected a mean and a standard deviation"):
-            published.read_statistics(tmp_path, VIDEO)

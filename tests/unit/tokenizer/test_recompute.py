@@ -5,8 +5,8 @@ import torch
 
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.tokenizer.config import TokenizerConfig
+from nemo_cosmos.tokenizer.model_config import TokenizerModelConfig
 from nemo_cosmos.tokenizer.recompute import recompute_activations
-from nemo_cosmos.tokenizer.step import TokenizerModelConfig
 from tests.unit.tokenizer.conftest import random_tokenizer
 from tests.unit.tokenizer.live_memory import LiveMemory
 

@@ -12,10 +12,10 @@ from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel import startup
+from nemo_cosmos.parallel.stored_weights import read_whole
 from nemo_cosmos.tokenizer.adversary import STATE_FILE, Adversary
 from nemo_cosmos.tokenizer.discriminator import DiscriminatorConfig
 from nemo_cosmos.tokenizer.weights import read_tensors
-from nemo_cosmos.training.load import read_whole
 from tests.unit.data.curated_folder import write_curated
 from tests.unit.tokenizer.tiny_stages import adversary, run
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLCosmos
 
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json
-from nemo_cosmos.tokenizer import conversion, weights
+from nemo_cosmos.tokenizer import conversion, published, weights
 from nemo_cosmos.tokenizer import state_dict as names
 from nemo_cosmos.tokenizer.config import PRESETS, TokenizerConfig
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
@@ -157,8 +157,8 @@ def test_reference_constants_must_agree() -> None:
 @pytest.mark.parametrize("config", [TINY, ODD])
 def test_diffusers_folder_both_ways(config: TokenizerConfig, tmp_path: Path) -> None:
     tokenizer = random_tokenizer(config)
-    folder = conversion.to_diffusers(tokenizer, tmp_path / "ours")
-    other = AutoencoderKLCosmos.from_pretrained(folder)
+    conversion.save_diffusers(tokenizer.state_dict(), config, tmp_path / "ours")
+    other = AutoencoderKLCosmos.from_pretrained(tmp_path / "ours")
     assert_same(other.state_dict(), names.to_diffusers_names(tokenizer.state_dict(), config))
     other.save_pretrained(tmp_path / "theirs")
     back = conversion.from_diffusers(tmp_path / "theirs")
@@ -170,12 +170,16 @@ def test_diffusers_folder_both_ways(config: TokenizerConfig, tmp_path: Path) -> 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_reference_file_both_ways(suffix: str, config: TokenizerConfig, tmp_path: Path) -> None:
     tokenizer = random_tokenizer(config).bfloat16()
-    path = conversion.save_reference(tokenizer, tmp_path / f"model{suffix}")
-    assert_same(conversion.load_reference(path, config, dtype=torch.bfloat16).state_dict(), tokenizer.state_dict())
+    path = tmp_path / f"model{suffix}"
+    conversion.save_reference(tokenizer.state_dict(), config, path)
+    assert_same(names.from_reference_names(published.read_weights(path), config), tokenizer.state_dict())
+    with pytest.raises(UserError, match="expected a .pt or .safetensors"):
+        conversion.save_reference(tokenizer.state_dict(), config, tmp_path / "model.jit")
 
 
 def test_foreign_diffusers_models_are_refused(tmp_path: Path) -> None:
-    folder = conversion.to_diffusers(random_tokenizer(TINY), tmp_path / "vae")
+    folder = tmp_path / "vae"
+    conversion.save_diffusers(random_tokenizer(TINY).state_dict(), TINY, folder)
     good = read_json(folder / "config.json")
     for change, message in (
         ({"_class_name": "AutoencoderKL"}, "_class_name"),
@@ -196,7 +200,7 @@ class _Evil:
 def test_pickled_objects_are_not_run(tmp_path: Path) -> None:
     torch.save({"weights": _Evil()}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match="not a file of plain tensors"):
-        conversion.load_reference(tmp_path / "evil.pt", TINY)
+        published.read_weights(tmp_path / "evil.pt")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +208,6 @@ def test_pickled_objects_are_not_run(tmp_path: Path) -> None:
     [
         ("absent.pt", None, "no such file"),
         ("absent.safetensors", None, "no such file"),
-        ("model.jit", b"", "expected a .pt or .safetensors"),
         ("broken.safetensors", b"abc", "not a whole safetensors file"),
         ("broken.pt", b"abc", "not a file of plain tensors"),
     ],
@@ -213,13 +216,13 @@ def test_bad_reference_files(name: str, content: bytes | None, message: str, tmp
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        conversion.load_reference(tmp_path / name, TINY)
+        published.read_weights(tmp_path / name)
 
 
 def test_a_file_of_other_things_is_refused(tmp_path: Path) -> None:
     torch.save({"step": 3}, tmp_path / "model.pt")
     with pytest.raises(UserError, match="expected a dict of tensors"):
-        conversion.load_reference(tmp_path / "model.pt", TINY)
+        published.read_weights(tmp_path / "model.pt")
 
 
 def test_weights_of_another_width_are_refused() -> None:

@@ -7,43 +7,51 @@ import pytest
 import torch
 from nemo.lightning.data import WrappedDataLoader
 
+from nemo_cosmos.data.datamodule import VideoClipDataModule
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
 from nemo_cosmos.tokenizer import weights
-from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.losses import LossConfig, psnr_db
-from nemo_cosmos.tokenizer.step import MegatronVideoTokenizer, TokenizerModel, TokenizerModelConfig
+from nemo_cosmos.tokenizer.config import TokenizerConfig, preset
+from nemo_cosmos.tokenizer.losses import LossConfig, WeightSchedule, psnr_db
+from nemo_cosmos.tokenizer.megatron_model import MegatronVideoTokenizer
+from nemo_cosmos.tokenizer.model_config import TokenizerModelConfig
+from nemo_cosmos.tokenizer.step import TokenizerModel
 from nemo_cosmos.training.api import pretrain
 from nemo_cosmos.training.defaults import default_log, default_optim, default_trainer
 from tests.unit.tokenizer.conftest import ODD, random_tokenizer
 
 MINI = TokenizerConfig(channels=8, channels_mult=(1, 1, 1), num_res_blocks=1, latent_channels=4)
 STEPS = 3
+LATER = WeightSchedule(values=(0.0, 0.1), boundaries=(1,))
 
 
-def clip(index: int) -> torch.Tensor:
+def clip(index: int, num_frames: int = 9) -> torch.Tensor:
     generator = torch.Generator().manual_seed(index)
-    return torch.rand(3, 1, 1, 1, generator=generator).expand(3, 9, 16, 16).contiguous() * 2 - 1
+    return torch.rand(3, 1, 1, 1, generator=generator).expand(3, num_frames, 16, 16).contiguous() * 2 - 1
 
 
 class Clips(torch.utils.data.Dataset):
+    def __init__(self, num_frames: int) -> None:
+        self.num_frames = num_frames
+
     def __len__(self) -> int:
         return 64
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"video": clip(index)}
+        return {"video": clip(index, self.num_frames)}
 
 
 class ClipData(pl.LightningDataModule):
-    def __init__(self) -> None:
+    def __init__(self, num_frames: int = 9) -> None:
         super().__init__()
+        self.num_frames = num_frames
         self.data_sampler = CosmosDataSampler(seq_len=9, micro_batch_size=2, global_batch_size=4)
 
     def train_dataloader(self) -> WrappedDataLoader:
-        return WrappedDataLoader(mode="train", dataset=Clips())
+        return WrappedDataLoader(mode="train", dataset=Clips(self.num_frames))
 
     def val_dataloader(self) -> WrappedDataLoader:
-        return WrappedDataLoader(mode="validation", dataset=Clips())
+        return WrappedDataLoader(mode="validation", dataset=Clips(self.num_frames))
 
 
 class Metrics(pl.Callback):
@@ -161,6 +169,82 @@ def test_start_weights_of_another_architecture_are_refused(tmp_path: Path) -> No
     folder = weights.save(random_tokenizer(ODD), tmp_path / "odd")
     with pytest.raises(UserError, match="init_from"):
         TokenizerModelConfig(architecture=MINI, init_from=str(folder)).configure_model()
+
+
+@pytest.mark.parametrize("form", ["nemo", "diffusers", "torchscript", "safetensors"])
+def test_start_weights_may_stand_in_any_form(form: str, tmp_path: Path) -> None:
+    from nemo_cosmos.checkpoints.convert import convert
+
+    architecture = TokenizerConfig(channels=8, channels_mult=(1, 1), num_res_blocks=1, patch_size=8, latent_channels=4)
+    folder = weights.save(random_tokenizer(architecture), tmp_path / "start")
+    place = tmp_path / ("start.safetensors" if form == "safetensors" else form)
+    convert(folder, place, to=form)
+    module = TokenizerModelConfig(architecture=architecture, init_from=str(place)).configure_model()
+    for name, weight in random_tokenizer(architecture).state_dict().items():
+        assert torch.equal(module.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("layout", "data", "message"),
+    [
+        ({}, {"num_frames": 10}, "number of frames: got 10"),
+        ({"context_parallel_size": 3}, {}, "height of the picture: got 16, .*Use 2 of them"),
+        (
+            {"context_parallel_size": 2, "context_parallel_axis": "time"},
+            {"num_frames": 17, "pictures_every": 2},
+            "time of the picture: got 1,",
+        ),
+        (
+            {"context_parallel_size": 2, "context_parallel_axis": "time", "loss": LossConfig(consistency_weight=LATER)},
+            {"num_frames": 17},
+            "time of the picture: got 9,",
+        ),
+        ({"context_parallel_axis": "width"}, {}, "context_parallel_axis: got 'width'"),
+    ],
+)
+def test_sizes_that_do_not_suit_the_layout_are_refused(
+    layout: dict[str, object], data: dict[str, int], message: str
+) -> None:
+    model = TokenizerModel(TokenizerModelConfig(architecture=MINI))
+    for name, value in layout.items():  # as the strategy does it
+        setattr(model.config, name, value)
+    clips = VideoClipDataModule("anywhere", **{"num_frames": 9, "height": 16, "width": 16, **data})
+    model._trainer = SimpleNamespace(datamodule=clips)
+    with pytest.raises(UserError, match=message):
+        model.setup("fit")
+
+
+def test_sizes_are_looked_at_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Conv3d, "__init__", lambda *_, **__: pytest.fail("weights were allocated"))
+    model, clips = TokenizerModel(TokenizerModelConfig(architecture=MINI)), VideoClipDataModule("anywhere", height=20)
+    trainer = default_trainer(max_steps=1)
+    with pytest.raises(UserError, match="height: got 20"):
+        pretrain(model, clips, trainer, log=default_log(tmp_path), optim=default_optim(lr=1e-3, max_steps=20))
+
+
+def test_a_tokenizer_of_images_takes_single_frames() -> None:
+    config = TokenizerModelConfig(architecture=preset("CI8x8-tiny"))
+    config.check_size(1, 64, 64)
+    with pytest.raises(UserError, match="num_frames: got 17, expected 1 for a tokenizer of images"):
+        config.check_size(17, 64, 64)
+    with pytest.raises(UserError, match="height: got 60"):
+        config.check_size(1, 60, 64)
+
+
+@pytest.mark.parametrize(
+    ("loss", "architecture", "message"),
+    [
+        ({"consistency_weight": 0.1, "consistency_frames": 12}, MINI, r"frames: got 12, .*1 \+ a multiple of 8.*is 9"),
+        ({"consistency_weight": 0.1, "consistency_frames": 2}, MINI, "frames: got 2, .*The nearest is 9"),
+        ({"consistency_weight": 0.1}, preset("DI8x8-tiny"), "consistency_weight: got 0.1, expected 0 for images"),
+        ({"flow_weight": LATER}, preset("CI8x8-tiny"), "flow_weight: got .*, expected 0 for images"),
+    ],
+)
+def test_terms_that_a_tokenizer_cannot_have_are_refused(
+    loss: dict[str, object], architecture: TokenizerConfig, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        TokenizerModelConfig(architecture=architecture, loss=LossConfig(**loss))
 
 
 def test_windows_are_coded_alone_joined_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:

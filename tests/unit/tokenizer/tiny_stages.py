@@ -13,9 +13,10 @@ from nemo_cosmos.tokenizer.adversary import Adversary
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.discriminator import DiscriminatorConfig
 from nemo_cosmos.tokenizer.losses import LossConfig, WeightSchedule
+from nemo_cosmos.tokenizer.model_config import TokenizerModelConfig
 from nemo_cosmos.tokenizer.optical_flow import LucasKanadeFlow
 from nemo_cosmos.tokenizer.perceptual import VggPerceptual
-from nemo_cosmos.tokenizer.step import TokenizerModel, TokenizerModelConfig
+from nemo_cosmos.tokenizer.step import TokenizerModel
 from nemo_cosmos.training.api import pretrain
 from nemo_cosmos.training.defaults import default_log, default_optim, default_resume, default_trainer
 
