@@ -60,7 +60,7 @@ def convert_wfm(
         UserError: The source is unknown or damaged, or the target cannot hold the model.
     """
     if to not in get_args(WfmTarget):
-        raise user_error("--to", to, f"one of {get_args(WfmTarget)}", "Only tokenizers become programs.")
+        raise user_error("--to", to, f"one of {get_args(WfmTarget)}", "Only tokenizers are written so.")
     wfm = open_wfm(source, preset)
     if (tokenizer, statistics) != (None, None):
         wfm = dataclasses.replace(wfm, card=with_latents(wfm.card, tokenizer=tokenizer, statistics=statistics))
