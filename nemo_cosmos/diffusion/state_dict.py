@@ -1,7 +1,8 @@
 """One table of weight names: this package, diffusers' `CosmosTransformer3DModel`, and the published `.pt` files.
 
 States are those of one rank (tensor- and pipeline-parallel size 1). Values are moved, never computed with, so a round
-trip is exact to the bit. What a format cannot hold is said by name and never lost unseen:
+trip is exact to the bit; `leaving` and `entering` move each weight when it is read, so that a 14B model is converted
+weight by weight. What a format cannot hold is said by name and never lost unseen:
 
 - diffusers has no uncertainty head: `logvar_head.*` is dropped on the way there and missing on the way back, so
   training that goes on from diffusers weights starts that head anew;
@@ -18,6 +19,7 @@ from einops import rearrange
 
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.weight_files.stored_tensor import StoredTensor, Weights, read_all, stored
 
 State = dict[str, torch.Tensor]
 Format = Literal["diffusers", "reference"]
@@ -82,6 +84,9 @@ _ACTION_ROWS = tuple(
     for kind in ("weight", "bias")
 )
 
+_ROTARY_INDEX = "net.pos_embedder.seq"
+"""In the reference a running index; no weight."""
+
 _BLOCK_ROWS = (
     Row("adaln_self_attention.linear_1", ("norm1.linear_1",), ("0.adaLN_modulation.1",)),
     Row("adaln_self_attention.linear_2", ("norm1.linear_2",), ("0.adaLN_modulation.2",)),
@@ -140,8 +145,7 @@ def to_diffusers(model_state: State, config: DiTConfig) -> tuple[State, dict[str
     Raises:
         UserError: A weight is missing or unknown, or the model has action layers.
     """
-    _refuse_what_diffusers_lacks(config)
-    return _leave(model_state, config, "diffusers"), diffusers_config(config)
+    return read_all(leaving(stored(model_state), config, "diffusers")), diffusers_config(config)
 
 
 def from_diffusers(state: State, config: DiTConfig) -> State:
@@ -150,8 +154,7 @@ def from_diffusers(state: State, config: DiTConfig) -> State:
     Raises:
         UserError: A weight is missing or unknown, or the model has action layers.
     """
-    _refuse_what_diffusers_lacks(config)
-    return _enter(state, config, "diffusers")
+    return read_all(entering(stored(state), config, "diffusers"))
 
 
 def to_reference(model_state: State, config: DiTConfig) -> State:
@@ -160,11 +163,7 @@ def to_reference(model_state: State, config: DiTConfig) -> State:
     Raises:
         UserError: A weight is missing or unknown.
     """
-    longest = max(config.token_grid(config.max_latent_size))
-    return {
-        **_leave(model_state, config, "reference"),
-        "net.pos_embedder.seq": torch.arange(longest, dtype=torch.float32),
-    }
+    return read_all(leaving(stored(model_state), config, "reference"))
 
 
 def from_reference(state: State, config: DiTConfig) -> State:
@@ -173,9 +172,50 @@ def from_reference(state: State, config: DiTConfig) -> State:
     Raises:
         UserError: A weight is missing or unknown.
     """
-    state = {name.replace("net.logvar.", "logvar."): weight for name, weight in state.items()}
-    state.pop("net.pos_embedder.seq", None)  # a running index, not a weight
-    return _enter(state, config, "reference")
+    return read_all(entering(stored(state), config, "reference"))
+
+
+def leaving(weights: Weights, config: DiTConfig, target: Format) -> Weights:
+    """Our weights under another format's names, as `to_diffusers` and `to_reference`, each moved when it is read.
+
+    Raises:
+        UserError: A weight is missing or unknown, or the model has action layers that the target lacks.
+    """
+    if target == "diffusers":
+        _refuse_what_diffusers_lacks(config)
+    weights, rows = _weights_only(weights), weight_table(config)
+    _check_names(weights, {row.ours for row in rows}, "model state")
+    moved: dict[str, StoredTensor] = {}
+    for row in rows:
+        names = getattr(row, target)
+        if len(names) == 1:
+            moved[names[0]] = weights[row.ours]
+        for index, name in enumerate(names if len(names) > 1 else ()):  # no names: the format lacks this weight
+            moved[name] = _part(weights[row.ours], config.num_attention_heads, index, len(names))
+    if target == "reference":
+        longest = max(config.token_grid(config.max_latent_size))
+        moved[_ROTARY_INDEX] = StoredTensor.of(torch.arange(longest, dtype=torch.float32))
+    return moved
+
+
+def entering(weights: Weights, config: DiTConfig, source: Format) -> Weights:
+    """Another format's weights under our names, as `from_diffusers` and `from_reference`, each moved when it is read.
+
+    Raises:
+        UserError: A weight is missing or unknown, or the model has action layers that the source lacks.
+    """
+    if source == "diffusers":
+        _refuse_what_diffusers_lacks(config)
+    weights = _weights_only(weights)
+    if source == "reference":
+        weights = {name.replace("net.logvar.", "logvar."): w for name, w in weights.items() if name != _ROTARY_INDEX}
+    rows = [row for row in weight_table(config) if getattr(row, source)]
+    _check_names(weights, {name for row in rows for name in getattr(row, source)}, f"{source} state")
+    moved: dict[str, StoredTensor] = {}
+    for row in rows:
+        parts = [weights[name] for name in getattr(row, source)]
+        moved[row.ours] = parts[0] if len(parts) == 1 else _whole(parts, config.num_attention_heads, row.ours)
+    return moved
 
 
 def diffusers_config(config: DiTConfig) -> dict[str, Any]:
@@ -251,39 +291,12 @@ def _refuse_what_diffusers_lacks(config: DiTConfig) -> None:
         )
 
 
-def _leave(model_state: State, config: DiTConfig, target: Format) -> State:
-    state = _weights_only(model_state)
-    rows = weight_table(config)
-    _check_names(state, {row.ours for row in rows}, "model state")
-    moved: State = {}
-    for row in rows:
-        names = getattr(row, target)
-        parts = (
-            _split_heads(state[row.ours], config.num_attention_heads, len(names))
-            if len(names) > 1
-            else [state[row.ours]]
-        )
-        moved.update(zip(names, parts, strict=False))  # no names: the format lacks this weight
-    return moved
+def _weights_only(weights: Weights) -> Weights:
+    return {name: weight for name, weight in weights.items() if not name.endswith("_extra_state")}
 
 
-def _enter(state: State, config: DiTConfig, source: Format) -> State:
-    state = _weights_only(state)
-    rows = [row for row in weight_table(config) if getattr(row, source)]
-    _check_names(state, {name for row in rows for name in getattr(row, source)}, f"{source} state")
-    moved: State = {}
-    for row in rows:
-        parts = [state[name] for name in getattr(row, source)]
-        moved[row.ours] = _join_heads(parts, config.num_attention_heads) if len(parts) > 1 else parts[0]
-    return moved
-
-
-def _weights_only(state: State) -> State:
-    return {name: weight for name, weight in state.items() if not name.endswith("_extra_state")}
-
-
-def _check_names(state: State, expected: set[str], what: str) -> None:
-    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
+def _check_names(weights: Weights, expected: set[str], what: str) -> None:
+    missing, unknown = sorted(expected - set(weights)), sorted(set(weights) - expected)
     if missing or unknown:
         raise UserError(
             f"{what}: {len(missing)} weights missing {missing[:4]}, {len(unknown)} unknown {unknown[:4]}, "
@@ -292,12 +305,31 @@ def _check_names(state: State, expected: set[str], what: str) -> None:
         )
 
 
-def _split_heads(fused: torch.Tensor, num_heads: int, num_parts: int) -> list[torch.Tensor]:
-    parts = rearrange(
-        fused, "(heads parts rows) columns -> parts (heads rows) columns", heads=num_heads, parts=num_parts
-    )
-    return [part.contiguous() for part in parts]
+def _part(fused: StoredTensor, num_heads: int, index: int, num_parts: int) -> StoredTensor:
+    """One of the weights that stand in a fused one, interleaved head by head."""
+
+    def read() -> torch.Tensor:
+        parts = rearrange(
+            fused.read(), "(heads parts rows) columns -> parts (heads rows) columns", heads=num_heads, parts=num_parts
+        )
+        return parts[index].contiguous()
+
+    rows, columns = fused.shape
+    return StoredTensor(shape=torch.Size((rows // num_parts, columns)), dtype=fused.dtype, read=read)
 
 
-def _join_heads(parts: list[torch.Tensor], num_heads: int) -> torch.Tensor:
-    return rearrange(torch.stack(parts), "parts (heads rows) columns -> (heads parts rows) columns", heads=num_heads)
+def _whole(parts: list[StoredTensor], num_heads: int, name: str) -> StoredTensor:
+    """The fused weight of several."""
+
+    def read() -> torch.Tensor:
+        together = torch.stack([part.read() for part in parts])
+        return rearrange(together, "parts (heads rows) columns -> (heads parts rows) columns", heads=num_heads)
+
+    first = parts[0]
+    if len(first.shape) != 2 or any((part.shape, part.dtype) != (first.shape, first.dtype) for part in parts):
+        got = [(list(part.shape), str(part.dtype)) for part in parts]
+        raise user_error(
+            f"parts of {name}", got, "matrices of one shape and type", "Convert a checkpoint of one model."
+        )
+    rows, columns = first.shape
+    return StoredTensor(shape=torch.Size((rows * len(parts), columns)), dtype=first.dtype, read=read)

@@ -13,11 +13,14 @@ from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.data.latent_cache import LatentCacheConfig
 from nemo_cosmos.data.latent_writer import begin_latent_cache, finish_latent_cache
-from nemo_cosmos.steps.tokenize_stages import ShardReaderStage, TokenizeStage
+from nemo_cosmos.steps.tokenize_stages import EncodeCaptionsStage, ShardReaderStage, TokenizeStage
 from nemo_cosmos.text import text_encoder_config
 from nemo_cosmos.tokenizer.load import LoadedTokenizer
 from nemo_cosmos.tokenizer.statistics import Numbers, check_statistics
 from nemo_cosmos.tokenizer.streaming import StreamingEncoder
+
+_TEXT_SHARE_OF_GPU = 0.25
+"""T5-11B's encoder takes 10 GB in bf16; the tokenizer beside it has the rest of that GPU."""
 
 
 def tokenize(
@@ -38,7 +41,7 @@ def tokenize(
         curated: Folder that `nemo-cosmos curate` wrote.
         output: Folder of the cache.
         tokenizer: Anything `load_tokenizer` takes, of videos.
-        text_encoder: A name of `nemo_cosmos.text.TEXT_ENCODERS`.
+        text_encoder: A name of `nemo_cosmos.text.TEXT_ENCODERS`, or a folder as `text_encoder_config` takes it.
         config: What to cut from each clip.
         executor: A name of `curator_stages.executor.EXECUTORS`; the Ray ones need folders that all workers see.
 
@@ -52,6 +55,7 @@ def tokenize(
     # Workers of another machine start in another folder.
     curated, output = str(Path(curated).resolve()), str(Path(output).resolve())
     tokenizer = str(Path(tokenizer).resolve()) if Path(tokenizer).exists() else tokenizer
+    text_encoder = str(Path(text_encoder).resolve()) if Path(text_encoder).is_dir() else text_encoder
     config, encoder, runner = config or LatentCacheConfig(), text_encoder_config(text_encoder), make_executor(executor)
     loaded = load_tokenizer(tokenizer)
     StreamingEncoder(loaded.model).check(config.num_frames, config.height, config.width)
@@ -60,6 +64,12 @@ def tokenize(
     begin_latent_cache(curated, output, fingerprint, config, encoder.name)
     stages = [
         ShardReaderStage(curated=curated, output=output),
+        EncodeCaptionsStage(
+            curated=curated,
+            text_encoder=text_encoder,
+            config=config,
+            resources=Resources(cpus=1.0, gpus=_TEXT_SHARE_OF_GPU if torch.cuda.is_available() else 0.0),
+        ),
         TokenizeStage(
             curated=curated,
             output=output,
@@ -67,7 +77,7 @@ def tokenize(
             text_encoder=text_encoder,
             config=config,
             progress=executor == "in_process",
-            resources=Resources(cpus=1.0, gpus=1.0 if torch.cuda.is_available() else 0.0),
+            resources=Resources(cpus=1.0, gpus=1.0 - _TEXT_SHARE_OF_GPU if torch.cuda.is_available() else 0.0),
         ),
     ]
     Pipeline(name="tokenize", stages=stages).run(runner)

@@ -11,7 +11,7 @@ from nemo_curator.tasks import EmptyTask, Task
 
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.data.latent_cache import LatentCacheConfig
-from nemo_cosmos.data.latent_writer import LatentWriter, unwritten_shards
+from nemo_cosmos.data.latent_writer import LatentWriter, captions_of, unwritten_shards
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.text import load_text_encoder
 from nemo_cosmos.tokenizer.streaming import StreamingEncoder
@@ -64,8 +64,45 @@ class ShardReaderStage(ProcessingStage[EmptyTask, CuratedShardTask]):
 
 
 @dataclass
+class EncodeCaptionsStage(ProcessingStage[CuratedShardTask, CuratedShardTask]):
+    """Encodes the captions of curated shards into the cache of text embeddings.
+
+    One worker of a node loads the text encoder, which may be larger than all else; those that tokenize then find every
+    caption there.
+    """
+
+    curated: str
+    text_encoder: str
+    config: LatentCacheConfig
+    name: str = "encode_captions"
+    resources: Resources = field(default_factory=Resources)
+
+    def inputs(self) -> tuple[list[str], list[str]]:
+        """Needs shards' names."""
+        return ["data"], []
+
+    def outputs(self) -> tuple[list[str], list[str]]:
+        """Gives the names on."""
+        return ["data"], []
+
+    def num_workers_per_node(self) -> float:
+        """One, whatever else there is room for."""
+        return 1
+
+    def setup(self, _: WorkerMetadata | None = None) -> None:
+        """Finds the text encoder, to run on the device that this worker was given."""
+        self._encoder = load_text_encoder(self.text_encoder).to(current_device())
+
+    def process(self, task: CuratedShardTask) -> CuratedShardTask:
+        """Encodes the captions of one shard."""
+        for caption in captions_of(self.curated, task.data, self.config):
+            self._encoder.encode([caption])  # one by one: the states of many would fill the memory
+        return task
+
+
+@dataclass
 class TokenizeStage(ProcessingStage[CuratedShardTask, CuratedShardTask]):
-    """Writes the latents of curated shards; each worker loads tokenizer and text encoder once."""
+    """Writes the latents of curated shards; each worker loads the tokenizer once."""
 
     curated: str
     output: str

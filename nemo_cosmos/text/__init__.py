@@ -2,10 +2,18 @@
 
 from nemo_cosmos.text.encoder import (
     TEXT_ENCODERS,
+    CachedTextEncoder,
     TextEncoder,
     TextEncoderConfig,
     load_text_encoder,
     text_encoder_config,
 )
 
-__all__ = ["TEXT_ENCODERS", "TextEncoder", "TextEncoderConfig", "load_text_encoder", "text_encoder_config"]
+__all__ = [
+    "TEXT_ENCODERS",
+    "CachedTextEncoder",
+    "TextEncoder",
+    "TextEncoderConfig",
+    "load_text_encoder",
+    "text_encoder_config",
+]

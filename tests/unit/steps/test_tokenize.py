@@ -11,9 +11,12 @@ from nemo_cosmos.data.latent_cache import LatentCacheConfig, read_cache_card
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json
 from nemo_cosmos.steps.tokenize import tokenize
+from nemo_cosmos.steps.tokenize_stages import TokenizeStage
+from nemo_cosmos.text import encoder
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import preset
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, ImageTokenizer
+from tests.unit.text.tiny_t5 import write_tiny_t5
 
 CONFIG = LatentCacheConfig(num_frames=17, height=32, width=32, window_stride=8, batch_size=2)
 
@@ -38,6 +41,25 @@ def test_an_array_of_tasks_writes_the_same_cache(curated, tmp_path, reference, m
     assert cards[0] is None
     assert cards[-1] == read_cache_card(tmp_path / "one")
     assert _files(tmp_path / "array") == reference
+
+
+def test_the_text_encoder_is_loaded_once_and_not_by_what_tokenizes(curated, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEMO_COSMOS_CACHE", str(tmp_path / "cache"))
+    loads, tokenizing = [], []
+    load, process = encoder._load, TokenizeStage.process
+    monkeypatch.setattr(encoder, "_load", lambda *args: loads.append(bool(tokenizing)) or load(*args))
+    monkeypatch.setattr(TokenizeStage, "process", lambda *args: tokenizing.append(1) or process(*args))
+    tokenize(curated, tmp_path / "one", config=CONFIG)
+    assert loads == [False]
+    tokenize(curated, tmp_path / "two", config=CONFIG)
+    assert loads == [False]
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def test_captions_may_be_encoded_by_a_pipelines_own_t5(curated, tmp_path):
+    folder = write_tiny_t5(tmp_path / "pipeline")
+    card = tokenize(curated, tmp_path / "out", text_encoder=str(folder), config=CONFIG)
+    assert (card.text_encoder, card.text_dim, card.text_length) == (str(folder), 16, 512)
 
 
 @pytest.mark.slow
