@@ -96,7 +96,9 @@ def denormalise_latent(
 
 
 def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
+    """[C, 1 or T, 1, 1], from values per channel, or per channel and frame as the published tokenizer has them."""
+    table = torch.tensor(values, dtype=like.dtype, device=like.device).view(like.shape[-4], -1, 1, 1)
+    return table if table.shape[1] == 1 else table[:, : like.shape[-3]]
 
 
 class LatentDataset(torch.utils.data.Dataset):
