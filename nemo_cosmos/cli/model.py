@@ -66,6 +66,7 @@ def generate(
     guard: Annotated[bool, typer.Option(help="Run the guardrail.")] = True,
     offload: Annotated[bool, typer.Option(help="Have each model in memory only while it works.")] = False,
     tensor_parallel: Annotated[int, typer.Option(help="Ranks among which weights are cut; start it by torchrun.")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(help="Ranks among which blocks are dealt out.")] = 1,
     context_parallel: Annotated[int, typer.Option(help="Ranks among which tokens are cut.")] = 1,
     sequence_parallel: Annotated[bool, typer.Option(help="Cut tokens over the tensor-parallel ranks too.")] = False,
     shard_weights: Annotated[bool, typer.Option(help="Share out whole weights block by block (FSDP).")] = False,
@@ -75,6 +76,7 @@ def generate(
     """Generate a video from a prompt, a first frame and actions; guarded before and after."""
     from nemo_cosmos.generation.layout import GenerationLayout
     from nemo_cosmos.generation.sampling import SamplingConfig
+    from nemo_cosmos.parallel.first_rank import is_first_rank
     from nemo_cosmos.steps.generate import GuardConfig
     from nemo_cosmos.steps.generate import generate as run
 
@@ -93,6 +95,7 @@ def generate(
     )
     layout = GenerationLayout(
         tensor=tensor_parallel,
+        pipeline=pipeline_parallel,
         context=context_parallel,
         sequence_parallel=sequence_parallel,
         shard_weights=shard_weights,
@@ -112,7 +115,8 @@ def generate(
         layout=layout,
         offload=offload,
     )
-    show(record.to_dict(), as_json=as_json)
+    if is_first_rank():
+        show(record.to_dict(), as_json=as_json)
 
 
 def convert(

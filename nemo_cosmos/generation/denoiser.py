@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from nemo_cosmos.diffusion.conditioning import network_input
 from nemo_cosmos.diffusion.objective import EDM, per_sample
@@ -31,8 +31,8 @@ class VideoDenoiser:
     Source: Cosmos report (arXiv 2501.03575), section 5.1; guidance is cond + g (cond - uncond).
     """
 
-    network: nn.Module
-    """A `CosmosDiT`."""
+    network: Callable[..., torch.Tensor]
+    """A `CosmosDiT`, or one in stages."""
     edm: EDM
     text_emb: torch.Tensor
     """B L D."""

@@ -14,6 +14,8 @@ class GenerationLayout:
 
     tensor: int = 1
     """Ranks among which every block's weights are cut."""
+    pipeline: int = 1
+    """Ranks among which the blocks are dealt out; they work one after the other, for want of memory alone."""
     context: int = 1
     """Ranks among which the tokens of a video are cut."""
     sequence_parallel: bool = False
@@ -26,13 +28,14 @@ class GenerationLayout:
     @property
     def groups(self) -> dict[str, int]:
         """Arguments of `nemo_cosmos.parallel.startup.initialize`."""
-        return {"tensor": self.tensor, "context": self.context}
+        return {"tensor": self.tensor, "pipeline": self.pipeline, "context": self.context}
 
     @property
     def network(self) -> dict[str, Any]:
         """Fields of `DiTConfig`."""
         return {
             "tensor_model_parallel_size": self.tensor,
+            "pipeline_model_parallel_size": self.pipeline,
             "context_parallel_size": self.context,
             "sequence_parallel": self.sequence_parallel,
         }
@@ -46,11 +49,11 @@ class GenerationLayout:
         Raises:
             UserError: There are more or fewer than the layout has use for.
         """
-        ranks = self.tensor * self.context * (2 if self.split_guidance else 1)
+        ranks = self.tensor * self.pipeline * self.context * (2 if self.split_guidance else 1)
         if world_size != ranks and (not self.shard_weights or self.split_guidance or world_size % ranks):
             raise user_error(
                 "number of processes",
                 world_size,
-                f"{ranks}: tensor x context" + (" x 2 branches" if self.split_guidance else ""),
+                f"{ranks}: tensor x pipeline x context" + (" x 2 branches" if self.split_guidance else ""),
                 "Change it, or the layout; with shard_weights, and without split_guidance, it may be a multiple.",
             )

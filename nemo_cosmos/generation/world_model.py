@@ -25,6 +25,7 @@ from nemo_cosmos.generation.chunks import Chunk, plan_chunks
 from nemo_cosmos.generation.denoiser import VideoDenoiser
 from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.generation.stage import Stage
+from nemo_cosmos.generation.staged import StagedNetwork
 from nemo_cosmos.parallel.branches import BranchRanks
 from nemo_cosmos.parallel.first_rank import on_first_rank
 from nemo_cosmos.video_io import resize_frames, to_model, to_pixels
@@ -208,7 +209,7 @@ class WorldModel:
         def sample(network: CosmosDiT) -> torch.Tensor:
             device = next(network.parameters()).device
             denoiser = VideoDenoiser(
-                network=network,
+                network=network if self.config.pipeline_model_parallel_size == 1 else StagedNetwork(network),
                 edm=self.edm,
                 text_emb=batch.text_BLD.to(device),
                 negative_text_emb=batch.negative_BLD.to(device),
@@ -244,7 +245,8 @@ class WorldModel:
         """Refuses a latent that the network, its layout or the statistics have no room for."""
         config, frames = self.config, shape[2]
         tokens = int(np.prod(config.token_grid(tuple(shape[2:]))))
-        check_layout(config, config.tensor_model_parallel_size, 1, config.context_parallel_size, tokens)
+        sizes = [getattr(config, f"{axis}_parallel_size") for axis in ("tensor_model", "pipeline_model", "context")]
+        check_layout(config, *sizes, tokens)
         told = len(self.card.latent_mean) // config.in_channels
         if 1 < told < frames:
             most = 1 + (told - 1) * self._tokenizer_config.temporal_compression

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ Result = TypeVar("Result")
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the first of the run, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Whether this process is the first of the run, or the only one; known also while no groups are open."""
+    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
 def on_first_rank(work: Callable[[], Result]) -> Result:

@@ -25,6 +25,7 @@ LAYOUTS = {
         "CP2": GenerationLayout(context=2),
         "TP2": GenerationLayout(tensor=2),
         "TP2 SP": GenerationLayout(tensor=2, sequence_parallel=True),
+        "PP2": GenerationLayout(pipeline=2),
         "FSDP2": GenerationLayout(shard_weights=True),
         "CP2 FSDP2": GenerationLayout(context=2, shard_weights=True),
         "branches": GenerationLayout(split_guidance=True),
@@ -34,6 +35,7 @@ LAYOUTS = {
         "CP2 branches FSDP4": GenerationLayout(context=2, split_guidance=True, shard_weights=True),
         "TP2 SP branches": GenerationLayout(tensor=2, sequence_parallel=True, split_guidance=True),
         "TP2 FSDP2": GenerationLayout(tensor=2, shard_weights=True),
+        "TP2 SP PP2": GenerationLayout(tensor=2, sequence_parallel=True, pipeline=2),
     },
 }
 RELATIVE = 2e-5
@@ -88,7 +90,8 @@ def compare_layouts(rank: int, folder: Path, num_ranks: int, reference_file: Pat
         assert_same(f"{name}: latent", latent, reference["latent"], relative=RELATIVE)
         # A pixel next to a rounding edge may fall to the other side.
         assert np.abs(video.astype(int) - reference["video"].numpy().astype(int)).max() <= 1, name
-        shares = (num_ranks // layout.tensor if layout.shard_weights else 1) * layout.tensor
+        cut = layout.tensor * layout.pipeline
+        shares = num_ranks if layout.shard_weights else cut
         # Norms and adaptive norms stand whole on every tensor-parallel rank.
         assert held <= reference["held"] / shares * 1.35 if shares > 1 else held == reference["held"], name
         assert CountedEncoder.loads - before == (rank == 0), f"{name}: text encoder on rank {rank}"

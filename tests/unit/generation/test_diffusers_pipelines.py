@@ -103,7 +103,12 @@ def _pipeline(kind, folder):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return KINDS[kind].pipeline(
         text_encoder=_randomize(encoder, 1.0),
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=words,
+            pad_token="<pad>",
+            unk_token="<unk>",
+            model_input_names=["input_ids", "attention_mask"],  # as T5's
+        ),
         transformer=_randomize(transformer, 0.7),
         vae=vae,
         scheduler=EDMEulerScheduler(sigma_min=0.002, sigma_max=80, sigma_data=0.5, final_sigmas_type="sigma_min"),

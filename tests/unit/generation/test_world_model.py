@@ -92,8 +92,8 @@ def test_a_video_has_the_size_asked_for_and_depends_on_seed_and_prompt(model):
 
 def test_everything_runs_where_the_network_is(model, first_frames, monkeypatch):
     there = _world_model(action_dim=7)
-    there.network.use(lambda network: network.to("meta"))
-    there.tokenizer.use(lambda tokenizer: tokenizer.to("meta"))
+    for stage in (there.network, there.tokenizer):
+        stage.use(lambda part: part).to("meta")
     # Tensors of other devices do not mix with those on "meta", which know no autocast and hold no values to bring back.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
@@ -109,7 +109,7 @@ def test_parts_are_opened_on_this_ranks_device(model, monkeypatch, device, dtype
     stored.config.return_value = model.config
     stored.load.return_value = network
     network.to.return_value = network
-    monkeypatch.setattr(opening, "initialize", contextlib.nullcontext)
+    monkeypatch.setattr(opening, "initialize", lambda **_: contextlib.nullcontext())
     monkeypatch.setattr(opening, "current_device", lambda: device)
     monkeypatch.setattr(opening, "find_network", lambda _: stored)
     monkeypatch.setattr(opening, "load_tokenizer", lambda _: Mock(model=tokenizer))
