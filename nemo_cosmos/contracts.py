@@ -229,6 +229,8 @@ class GeneratedVideo(Record):
     checkpoint: str
     num_steps: int
     guidance: float
+    sampler: str = "euler"
+    """Name of the integrator."""
     conditions: Conditions = field(default_factory=Conditions)
     guard: dict[str, Any] = field(default_factory=dict)
     """Each guard's verdict, by name."""

@@ -79,19 +79,25 @@ def tokenize_part(
 @with_types
 def generate(output: str = "runs/generated.mp4", prompt: str = "A car drives along a street.") -> run.Partial:
     """One video from a prompt, a first frame and actions, guarded before and after."""
-    from nemo_cosmos.generation.world_model import SamplingConfig
+    from nemo_cosmos.generation.layout import GenerationLayout
+    from nemo_cosmos.generation.sampling import SamplingConfig
     from nemo_cosmos.steps.generate import GuardConfig
     from nemo_cosmos.steps.generate import generate as step
 
     return run.Partial(
-        step, output=output, prompt=prompt, sampling=run.Config(SamplingConfig), guards=run.Config(GuardConfig)
+        step,
+        output=output,
+        prompt=prompt,
+        sampling=run.Config(SamplingConfig),
+        guards=run.Config(GuardConfig),
+        layout=run.Config(GenerationLayout),
     )
 
 
 @with_types
 def evaluate(curated: str = "runs/curated", output: str = "runs/evaluation") -> run.Partial:
     """Video prediction on held-out rollouts, beside repeating the last frame and an unconditional WFM."""
-    from nemo_cosmos.generation.world_model import SamplingConfig
+    from nemo_cosmos.generation.sampling import SamplingConfig
     from nemo_cosmos.steps.evaluate_wfm import evaluate_wfm as step
 
     return run.Partial(step, curated=curated, output=output, sampling=run.Config(SamplingConfig))

@@ -5,12 +5,16 @@ A diffusion WFM must be loaded while Megatron's process groups are open; see `ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import embedded_path
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion.architecture import config_from
+from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.warm_start import load_whole_weights
 from nemo_cosmos.errors import UserError
@@ -32,32 +36,63 @@ def load_tokenizer(place: str | Path) -> LoadedTokenizer:
     return load(place if Path(place).exists() else embedded_path(str(place)))
 
 
-def load_network(place: str | Path) -> tuple[CosmosDiT, CheckpointCard]:
-    """Loads a diffusion WFM's network in evaluation mode, with its card.
+@dataclass(frozen=True, kw_only=True)
+class StoredNetwork:
+    """A diffusion WFM's network that is told of by its card and not loaded yet."""
+
+    card: CheckpointCard
+    fill: Callable[[CosmosDiT], None]
+    """Copies this rank's share of the weights into the network."""
+
+    def config(self, **layout: Any) -> DiTConfig:  # noqa: ANN401 - fields of DiTConfig
+        """The architecture, with fields of how to run it.
+
+        Raises:
+            UserError: The card does not tell a whole architecture.
+        """
+        return config_from(self.card.config, **layout)
+
+    def load(self, **layout: Any) -> CosmosDiT:  # noqa: ANN401 - fields of DiTConfig
+        """Builds and fills this rank's part, in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: A weight is missing or of another shape.
+        """
+        network = CosmosDiT(self.config(**layout), **stage_ends(None)).eval().requires_grad_(False)
+        self.fill(network)
+        return network
+
+
+def find_network(place: str | Path) -> StoredNetwork:
+    """Finds a diffusion WFM's network and reads its card.
 
     Args:
         place: A NeMo checkpoint with a card, or the name of embedded weights.
 
     Raises:
-        UserError: There is none, or a weight is missing or of another shape.
+        UserError: There is none.
     """
     if not Path(place).exists():
         path = embedded_path(str(place))
         card = CheckpointCard.from_dict(read_json(path.with_suffix(".json")))
-        network = _network(card)
-        load_whole_weights(network, path)
-        return network, card
-    place = Path(place)
-    if detect(place) is not Format.NEMO:
-        raise UserError(f"{place}: is no NeMo checkpoint. Convert it first (nemo-cosmos convert ... --to nemo).")
-    card = read_card(place)
-    network = _network(card)
-    load_weights(network, place)
-    return network, card
+        return StoredNetwork(card=card, fill=lambda network: load_whole_weights(network, path))
+    folder = Path(place)
+    if detect(folder) is not Format.NEMO:
+        raise UserError(f"{folder}: is no NeMo checkpoint. Convert it first (nemo-cosmos convert ... --to nemo).")
+    return StoredNetwork(card=read_card(folder), fill=lambda network: load_weights(network, folder))
 
 
-def _network(card: CheckpointCard) -> CosmosDiT:
-    return CosmosDiT(config_from(card.config), **stage_ends(None)).eval().requires_grad_(False)
+def load_network(place: str | Path) -> tuple[CosmosDiT, CheckpointCard]:
+    """Loads a diffusion WFM's network in evaluation mode, with its card.
+
+    Args:
+        place: Anything `find_network` takes.
+
+    Raises:
+        UserError: There is none, or a weight is missing or of another shape.
+    """
+    stored = find_network(place)
+    return stored.load(), stored.card
 
 
 def read_card(checkpoint: Path) -> CheckpointCard:

@@ -83,28 +83,44 @@ def generate(
     output: Annotated[Path, typer.Argument(help="The mp4 to write.")],
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
     checkpoint: Annotated[
-        str, typer.Option(help="NeMo or diffusers folder, or embedded name.")
+        str, typer.Option(help="NeMo folder, diffusers pipeline folder, or embedded name.")
     ] = "diffusion_tiny_action",
-    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer folder, or embedded name; a pipeline has its own.")
+    ] = None,
     first_frame: Annotated[Path | None, typer.Option(help="Picture or video to go on from.")] = None,
     num_first_frames: Annotated[int, typer.Option(help="Frames taken from a video: 1 or 9.")] = 1,
     actions: Annotated[Path | None, typer.Option(help="JSON or npy with one row of 7 per generated frame.")] = None,
-    num_frames: Annotated[int, typer.Option(help="1 + 8k.")] = 17,
-    height: Annotated[int, typer.Option(help="Pixels.")] = 128,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 128,
-    fps: Annotated[float, typer.Option(help="Frames per second.")] = 10.0,
-    num_steps: Annotated[int, typer.Option(help="Denoising steps; 4 for the tiny models, else 35.")] = 4,
-    sampler: Annotated[str, typer.Option(help="euler or heun.")] = "euler",
-    guidance: Annotated[
-        float, typer.Option(help="g in cond + g (cond - uncond); 0 for the tiny models, else 7.")
-    ] = 0.0,
+    num_frames: Annotated[int | None, typer.Option(help="1 + 8k; 17 for the tiny models, 121 for the others.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; 128 or 704.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; 128 or 1280.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second; 10 or 24.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Denoising steps; 4 or 35.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="euler, heun, res_2ab or dpmpp_2m; euler or res_2ab.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="g in cond + g (cond - uncond); 0 or 7.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
+    input_frames_guidance: Annotated[
+        bool, typer.Option(help="Guidance moves away from a video without the first frame too.")
+    ] = False,
+    chunk_frames: Annotated[
+        int | None, typer.Option(help="Generate a long video in chunks of so many frames, 1 + 8k.")
+    ] = None,
+    overlap_frames: Annotated[int, typer.Option(help="Last frames of a chunk that the next one is given: 1 or 9.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     guard: Annotated[bool, typer.Option(help="Run the guardrail.")] = True,
+    offload: Annotated[bool, typer.Option(help="Have each model in memory only while it works.")] = False,
+    tensor_parallel: Annotated[int, typer.Option(help="Ranks among which weights are cut; start it by torchrun.")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(help="Ranks among which blocks are dealt out.")] = 1,
+    context_parallel: Annotated[int, typer.Option(help="Ranks among which tokens are cut.")] = 1,
+    sequence_parallel: Annotated[bool, typer.Option(help="Cut tokens over the tensor-parallel ranks too.")] = False,
+    shard_weights: Annotated[bool, typer.Option(help="Share out whole weights block by block (FSDP).")] = False,
+    split_guidance: Annotated[bool, typer.Option(help="A rank of its own for each branch of guidance.")] = False,
     as_json: Json = False,
 ) -> None:
     """Generate a video from a prompt, a first frame and actions; guarded before and after."""
-    from nemo_cosmos.generation.world_model import SamplingConfig
+    from nemo_cosmos.generation.layout import GenerationLayout
+    from nemo_cosmos.generation.sampling import SamplingConfig
+    from nemo_cosmos.parallel.first_rank import is_first_rank
     from nemo_cosmos.steps.generate import GuardConfig
     from nemo_cosmos.steps.generate import generate as run
 
@@ -116,7 +132,18 @@ def generate(
         num_steps=num_steps,
         sampler=sampler,
         guidance=guidance,
+        input_frames_guidance=input_frames_guidance,
+        chunk_frames=chunk_frames,
+        overlap_frames=overlap_frames,
         seed=seed,
+    )
+    layout = GenerationLayout(
+        tensor=tensor_parallel,
+        pipeline=pipeline_parallel,
+        context=context_parallel,
+        sequence_parallel=sequence_parallel,
+        shard_weights=shard_weights,
+        split_guidance=split_guidance,
     )
     record = run(
         output,
@@ -129,8 +156,11 @@ def generate(
         sampling=sampling,
         negative_prompt=negative_prompt,
         guards=GuardConfig() if guard else GuardConfig(prompt=(), video=()),
+        layout=layout,
+        offload=offload,
     )
-    show(record.to_dict(), as_json=as_json)
+    if is_first_rank():
+        show(record.to_dict(), as_json=as_json)
 
 
 def convert(

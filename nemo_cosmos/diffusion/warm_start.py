@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ ACTION_LAYERS = ("conditioning.action_embedder",)
 """Prefix of the layers that a base model may lack; they keep their first values, which leave the base unchanged."""
 
 
-@torch.no_grad()
 def load_whole_weights(model: CosmosDiT, path: str | Path, *, may_lack: tuple[str, ...] = ()) -> None:
     """Copies this rank's share of a safetensors file of whole weights, one weight at a time.
 
@@ -30,23 +30,46 @@ def load_whole_weights(model: CosmosDiT, path: str | Path, *, may_lack: tuple[st
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file. Give a .safetensors file of whole weights.")
-    size, rank = model.groups.tp.size(), model.groups.tp.rank()
     with safe_open(path, framework="pt") as file:
-        there = set(file.keys())
-        for name, tensor in model.global_tensors():
-            if name not in there:
-                if name.startswith(may_lack):
-                    continue
-                raise UserError(
-                    f"{path}: weight {name} is missing, expected {list(tensor.shape)} on this rank. "
-                    "Give weights of the same architecture."
-                )
-            axis = tensor_parallel_axis(name)
-            whole = file.get_tensor(name)
-            part = whole if axis is None else whole.chunk(size, dim=axis)[rank]
-            if part.shape != tensor.shape:
-                raise UserError(
-                    f"{path}: weight {name} has shape {list(whole.shape)}, this rank's share would be "
-                    f"{list(part.shape)}, expected {list(tensor.shape)}. Give weights of the same architecture."
-                )
-            tensor.copy_(part)
+        copy_whole_weights(model, file.keys(), file.get_tensor, source=str(path), may_lack=may_lack)
+
+
+@torch.no_grad()
+def copy_whole_weights(
+    model: CosmosDiT,
+    names: Iterable[str],
+    read: Callable[[str], torch.Tensor],
+    *,
+    source: str,
+    may_lack: tuple[str, ...] = (),
+) -> None:
+    """Copies this rank's share of whole weights, one weight at a time.
+
+    Args:
+        model: This rank's part of the network.
+        names: Of the weights that are there, under our names.
+        read: Gives a weight by its name, as one rank holds it.
+        source: Where they are from, for errors.
+        may_lack: Prefixes of names that may be absent; such weights keep their values.
+
+    Raises:
+        UserError: A weight is missing or of another shape.
+    """
+    size, rank, there = model.groups.tp.size(), model.groups.tp.rank(), set(names)
+    for name, tensor in model.global_tensors():
+        if name not in there:
+            if name.startswith(may_lack):
+                continue
+            raise UserError(
+                f"{source}: weight {name} is missing, expected {list(tensor.shape)} on this rank. "
+                "Give weights of the same architecture."
+            )
+        axis = tensor_parallel_axis(name)
+        whole = read(name)
+        part = whole if axis is None else whole.chunk(size, dim=axis)[rank]
+        if part.shape != tensor.shape:
+            raise UserError(
+                f"{source}: weight {name} has shape {list(whole.shape)}, this rank's share would be "
+                f"{list(part.shape)}, expected {list(tensor.shape)}. Give weights of the same architecture."
+            )
+        tensor.copy_(part)

@@ -3,47 +3,126 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from nemo_cosmos.checkpoints.load import load_network, load_tokenizer
+from nemo_cosmos.checkpoints.load import StoredNetwork, find_network, load_tokenizer
+from nemo_cosmos.checkpoints.pipeline_folder import PipelineFolder, is_pipeline
 from nemo_cosmos.contracts import CheckpointCard
+from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.generation.layout import GenerationLayout
+from nemo_cosmos.generation.sampling import SamplingConfig
+from nemo_cosmos.generation.stage import Stage
 from nemo_cosmos.generation.world_model import WorldModel
+from nemo_cosmos.parallel.branches import BranchRanks
 from nemo_cosmos.parallel.device import current_device
-from nemo_cosmos.parallel.startup import initialize
-from nemo_cosmos.text import TEXT_ENCODERS, load_text_encoder
+from nemo_cosmos.parallel.sharded_weights import shard_weights
+from nemo_cosmos.parallel.startup import initialize, world_size
+from nemo_cosmos.text import TEXT_ENCODERS, TextEncoder, load_text_encoder
+from nemo_cosmos.tokenizer.model import Tokenizer
+
+_TOKENIZER = "tokenizer_tiny"
+"""Taken where none is named and the checkpoint has none of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelSource:
+    """Where the parts of a world model are; none of them is loaded."""
+
+    network: StoredNetwork
+    load_tokenizer: Callable[[], Tokenizer]
+    load_text_encoder: Callable[[], TextEncoder]
+    edm: EDM = EDM()
+    levels: dict[str, Any] = field(default_factory=dict)
+    """Noise levels that the checkpoint names, as fields of `SamplingConfig`."""
+
+    def complete(self, sampling: SamplingConfig | None) -> SamplingConfig:
+        """Fills what is not set with the checkpoint's noise levels and the model's own values."""
+        return (sampling or SamplingConfig()).for_model(self.network.config(), self.levels)
+
+
+def find_world_model(checkpoint: str | Path, tokenizer: str | Path | None = None) -> WorldModelSource:
+    """Finds the parts of a world model.
+
+    Args:
+        checkpoint: A NeMo checkpoint with a card, a diffusers pipeline folder, or the name of embedded weights.
+        tokenizer: Anything `load_tokenizer` takes; a pipeline's own, else `tokenizer_tiny`, when absent.
+
+    Raises:
+        UserError: Something is missing or of another kind.
+    """
+    if not is_pipeline(checkpoint):
+        network = find_network(checkpoint)
+        name = _text_encoder_of(network.card, network.config().crossattn_emb_channels)
+        return WorldModelSource(
+            network=network,
+            load_tokenizer=lambda: load_tokenizer(tokenizer or _TOKENIZER).model,
+            load_text_encoder=lambda: load_text_encoder(name),
+        )
+    pipeline = PipelineFolder(checkpoint)
+    schedule = pipeline.schedule()
+    return WorldModelSource(
+        network=pipeline.network(),
+        load_tokenizer=(lambda: load_tokenizer(tokenizer).model) if tokenizer else pipeline.tokenizer,
+        load_text_encoder=pipeline.text_encoder,
+        edm=EDM(sigma_data=schedule.sigma_data),
+        levels={name: getattr(schedule, name) for name in ("sigma_max", "sigma_min", "final_sigma")},
+    )
 
 
 @contextlib.contextmanager
-def open_world_model(checkpoint: str | Path, tokenizer: str | Path) -> Iterator[WorldModel]:
+def open_world_model(
+    checkpoint: str | Path,
+    tokenizer: str | Path | None = None,
+    *,
+    layout: GenerationLayout | None = None,
+    offload: bool = False,
+) -> Iterator[WorldModel]:
     """Loads a WFM, its tokenizer and its text encoder onto this rank's device, for the time of the block.
 
     On a GPU the network runs in bf16, as it was trained; on the CPU in float32.
 
     Args:
-        checkpoint: A NeMo checkpoint with a card, or the name of embedded weights.
-        tokenizer: Anything `load_tokenizer` takes.
+        checkpoint: Anything `find_world_model` takes.
+        tokenizer: Anything `find_world_model` takes.
+        layout: How the ranks share the work; on one rank when absent.
+        offload: Have the weights of each part in memory only while it works; they are read anew for each use.
 
     Yields:
         The model; Megatron's process groups stay open until the block ends.
 
     Raises:
-        UserError: Something is missing or does not fit together.
+        UserError: Something is missing or does not fit together, or the layout does not fit the ranks or the model.
     """
-    with initialize():
-        network, card = load_network(checkpoint)
+    source, layout = find_world_model(checkpoint, tokenizer), layout or GenerationLayout()
+    layout.check(world_size())
+    with initialize(**layout.groups):
         device = current_device()
         yield WorldModel(
-            network=network.to(device=device, dtype=torch.bfloat16 if device.type == "cuda" else None),
-            tokenizer=load_tokenizer(tokenizer).model.to(device),
-            text_encoder=load_text_encoder(_text_encoder_of(card, network.config.crossattn_emb_channels)).to(device),
-            card=card,
-            edm=EDM(),
+            config=source.network.config(**layout.network),
+            network=Stage(lambda: _place(source.network.load(**layout.network), layout), keep=not offload),
+            tokenizer=Stage(lambda: source.load_tokenizer().to(device), keep=not offload),
+            text_encoder=Stage(lambda: source.load_text_encoder().to(device), keep=not offload),
+            card=source.network.card,
+            edm=source.edm,
+            levels=source.levels,
+            branch_ranks=BranchRanks() if layout.split_guidance else None,
         )
+
+
+def _place(network: CosmosDiT, layout: GenerationLayout) -> CosmosDiT:
+    device = current_device()
+    network = network.to(dtype=torch.bfloat16 if device.type == "cuda" else None)
+    if not layout.shard_weights:
+        return network.to(device)
+    shard_weights(network, network.blocks, network.groups.dp_cp)
+    return network
 
 
 def _text_encoder_of(card: CheckpointCard, width: int) -> str:

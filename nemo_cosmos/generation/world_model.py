@@ -1,10 +1,13 @@
-"""A diffusion WFM with its tokenizer and text encoder, ready to generate video."""
+"""A diffusion WFM with its tokenizer and text encoder, ready to generate video.
+
+Letters: B = videos, C = channels, T H W = latent frames, rows, columns, L = text tokens, D = width of a text token.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,57 +16,61 @@ from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.data.latent_cache import denormalise_latent, normalise_latent
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.conditioning import condition_mask
+from nemo_cosmos.diffusion.config import check_layout
 from nemo_cosmos.diffusion.objective import EDM
-from nemo_cosmos.diffusion.samplers import SAMPLERS, karras_sigmas
+from nemo_cosmos.diffusion.samplers import SAMPLERS
 from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.generation.canvas import Canvas
+from nemo_cosmos.generation.chunks import Chunk, plan_chunks
 from nemo_cosmos.generation.denoiser import VideoDenoiser
+from nemo_cosmos.generation.sampling import SamplingConfig
+from nemo_cosmos.generation.stage import Stage
+from nemo_cosmos.generation.staged import StagedNetwork
+from nemo_cosmos.parallel.branches import BranchRanks
+from nemo_cosmos.parallel.first_rank import on_first_rank
 from nemo_cosmos.tokenizer.statistics import LatentStatistics, Numbers, check_statistics
 from nemo_cosmos.video_io import resize_frames, to_model, to_pixels
 
 if TYPE_CHECKING:
+    from nemo_cosmos.diffusion.config import DiTConfig
     from nemo_cosmos.diffusion.model import CosmosDiT
     from nemo_cosmos.text import TextEncoder
     from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How to sample; sizes are those of the output video."""
+class _Batch:
+    """What all chunks of a batch of videos have in common."""
 
-    num_frames: int = 17
-    """1 + k times the tokenizer's temporal compression."""
-    height: int = 128
-    """Pixels."""
-    width: int = 128
-    """Pixels."""
-    fps: float = 10.0
-    num_steps: int = 4
-    """Few, which suits the tiny models: each step adds its error, and few give nearly the mean of what may come. The
-    published models take 35."""
-    sampler: str = "euler"
-    guidance: float = 0.0
-    """g in cond + g (cond - uncond); the published models use 7."""
-    sigma_max: float = 80.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuses unknown samplers."""
-        if self.sampler not in SAMPLERS:
-            raise user_error("sampler", self.sampler, f"one of {sorted(SAMPLERS)}", "Choose one of them.")
-        if self.guidance < 0 or self.fps <= 0:
-            raise user_error("guidance, fps", (self.guidance, self.fps), "guidance >= 0 and fps > 0", "Correct them.")
+    config: SamplingConfig
+    """Complete."""
+    canvas: Canvas
+    chunks: list[Chunk]
+    text_BLD: torch.Tensor
+    negative_BLD: torch.Tensor
+    actions: np.ndarray | None
+    """[B, frames - 1, ACTION_DIM]."""
+    generators: list[torch.Generator]
+    """One per video; each chunk draws its noise where the one before it stopped."""
+    progress: bool
 
 
 @dataclass(kw_only=True)
 class WorldModel:
     """The parts that generation needs, all in evaluation mode."""
 
-    network: CosmosDiT
-    tokenizer: CausalVideoTokenizer
-    text_encoder: TextEncoder
+    config: DiTConfig
+    """The network's, with its parallel layout."""
+    network: Stage[CosmosDiT]
+    tokenizer: Stage[CausalVideoTokenizer]
+    text_encoder: Stage[TextEncoder]
     card: CheckpointCard
     """Of the network: its latent statistics and the tokenizer it was trained with."""
     edm: EDM
+    levels: dict[str, Any] = field(default_factory=dict)
+    """Noise levels that the checkpoint names, as fields of `SamplingConfig`."""
+    branch_ranks: BranchRanks | None = None
+    """Ranks that compute one branch of guidance each; None computes both on every rank."""
 
     def __post_init__(self) -> None:
         """Refuses a tokenizer that the network was not trained with.
@@ -76,23 +83,17 @@ class WorldModel:
                 f"checkpoint {self.card.model}: its card lacks the tokenizer or the latent statistics. Give a "
                 "diffusion WFM's, or convert it again with --tokenizer and --statistics."
             )
-        ours = self.tokenizer.fingerprint()
+        self._tokenizer_config, ours = self.tokenizer.use(lambda part: (part.tokenizer_config, part.fingerprint()))
         if self.card.tokenizer_fingerprint != ours:
             raise UserError(
                 f"checkpoint {self.card.model}: was trained on latents of tokenizer {self.card.tokenizer_fingerprint}, "
                 f"but the tokenizer given is {ours}. Give the one it was trained with."
             )
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network runs; the tokenizer must be there too."""
-        return next(self.network.parameters()).device
-
-    @torch.inference_mode()
     def generate(
         self,
         prompts: list[str],
-        config: SamplingConfig,
+        config: SamplingConfig | None = None,
         *,
         first_frames: list[np.ndarray] | None = None,
         actions: np.ndarray | None = None,
@@ -100,11 +101,13 @@ class WorldModel:
         seeds: list[int] | None = None,
         progress: bool = False,
     ) -> list[np.ndarray]:
-        """Generates a batch of videos.
+        """Generates a batch of videos; all ranks of a layout call it with the same arguments.
+
+        A video longer than a chunk goes on from the last frames of what is there, encoded anew.
 
         Args:
             prompts: B texts; empty ones mean no text.
-            config: Sizes and sampling.
+            config: Sizes and sampling; what it leaves out takes the model's own value.
             first_frames: Per video the frames to go on from, uint8 [F, H, W, 3] with F = 1 + k * temporal compression;
                 absent for Text2World.
             actions: float [B, num_frames-1, ACTION_DIM], where the network takes actions.
@@ -118,82 +121,135 @@ class WorldModel:
         Raises:
             UserError: A size, a frame count or the actions do not fit the network.
         """
-        shape = self._latent_shape(len(prompts), config)
-        self._check_conditions(first_frames, actions, len(prompts), config)
-        given, mask = self._given(first_frames, shape, config)
-        noise, augment_noise = _noise(shape, seeds or [config.seed + i for i in range(len(prompts))])
-        denoiser = VideoDenoiser(
-            network=self.network,
-            edm=self.edm,
-            text_emb=self._text(prompts),
-            negative_text_emb=self._text([negative_prompt] * len(prompts)),
-            fps=torch.full((len(prompts),), config.fps),  # on the CPU, for the network reads it as plain numbers
-            given=given,
-            mask=mask,
-            augment_noise=augment_noise.to(self.device),
-            guidance=config.guidance,
-            actions=None if actions is None else self._actions(actions),
-            video2world=self.network.config.concat_condition_mask,
+        batch = self._batch(
+            prompts,
+            config,
+            first_frames=first_frames,
+            actions=actions,
+            negative_prompt=negative_prompt,
+            seeds=seeds,
+            progress=progress,
         )
-        sigmas = karras_sigmas(config.num_steps, sigma_max=config.sigma_max)
-        latent = (
-            SAMPLERS[config.sampler](denoiser, noise.to(self.device), sigmas, progress=progress) / self.edm.sigma_data
-        )
-        video = self.tokenizer.decode(denormalise_latent(latent, *self._statistics(shape[2])))
-        return [to_pixels(one) for one in video]
+        overlap = batch.config.overlap_frames
+        videos = self._decode(self._sample(batch, batch.chunks[0], self._on_canvas(first_frames, batch.canvas)))
+        for chunk in batch.chunks[1:]:
+            frames = self._decode(self._sample(batch, chunk, [video[-overlap:] for video in videos]))
+            videos = [np.concatenate([video, new[overlap:]]) for video, new in zip(videos, frames, strict=True)]
+        return [batch.canvas.crop(video) for video in videos]
 
-    def _latent_shape(self, batch: int, config: SamplingConfig) -> torch.Size:
-        spatial, temporal = (
-            self.tokenizer.tokenizer_config.spatial_compression,
-            self.tokenizer.tokenizer_config.temporal_compression,
+    def sample(
+        self,
+        prompts: list[str],
+        config: SamplingConfig | None = None,
+        *,
+        first_frames: list[np.ndarray] | None = None,
+        actions: np.ndarray | None = None,
+        negative_prompt: str = "",
+        seeds: list[int] | None = None,
+        progress: bool = False,
+    ) -> torch.Tensor:
+        """Samples the latents of the first chunk of a batch of videos; see `generate`.
+
+        Returns:
+            B C T H W, normalised and times `edm.sigma_data`, as diffusers' pipelines give with
+            `output_type="latent"`.
+        """
+        batch = self._batch(
+            prompts,
+            config,
+            first_frames=first_frames,
+            actions=actions,
+            negative_prompt=negative_prompt,
+            seeds=seeds,
+            progress=progress,
         )
-        token = spatial * self.network.config.patch_spatial
-        if config.num_frames < 1 or (config.num_frames - 1) % temporal:
-            nearest = 1 + max(0, round((config.num_frames - 1) / temporal)) * temporal
-            raise user_error("num_frames", config.num_frames, f"1 + k * {temporal}", f"The nearest is {nearest}.")
-        if config.height % token or config.width % token or min(config.height, config.width) < token:
-            got = (config.height, config.width)
-            nearest = tuple(max(1, round(side / token)) * token for side in got)
-            raise user_error("height, width", got, f"multiples of {token}", f"The nearest are {nearest}.")
-        frames = 1 + (config.num_frames - 1) // temporal
-        channels = self.tokenizer.tokenizer_config.latent_channels
+        return self._sample(batch, batch.chunks[0], self._on_canvas(first_frames, batch.canvas))
+
+    def _batch(
+        self,
+        prompts: list[str],
+        config: SamplingConfig | None,
+        *,
+        first_frames: list[np.ndarray] | None,
+        actions: np.ndarray | None,
+        negative_prompt: str,
+        seeds: list[int] | None,
+        progress: bool,
+    ) -> _Batch:
+        config = (config or SamplingConfig()).for_model(self.config, self.levels)
+        spatial = self._tokenizer_config.spatial_compression
+        canvas = Canvas.covering(config.height, config.width, token=spatial * self.config.patch_spatial)
+        chunks = plan_chunks(
+            config.num_frames,
+            chunk_frames=config.chunk_frames,
+            overlap_frames=config.overlap_frames,
+            temporal_compression=self._tokenizer_config.temporal_compression,
+        )
+        self._check_conditions(first_frames, actions, len(prompts), config, chunks)
+        for chunk in chunks:
+            self._check_size(self._latent_shape(1, chunk, canvas))
+        seeds = seeds or [config.seed + i for i in range(len(prompts))]
+        text_BLD, negative_1LD = self._text(prompts, [negative_prompt])
+        return _Batch(
+            config=config,
+            canvas=canvas,
+            chunks=chunks,
+            text_BLD=text_BLD,
+            negative_BLD=negative_1LD.expand_as(text_BLD),
+            actions=actions,
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            progress=progress,
+        )
+
+    def _sample(self, batch: _Batch, chunk: Chunk, first_frames: list[np.ndarray] | None) -> torch.Tensor:
+        shape = self._latent_shape(len(batch.text_BLD), chunk, batch.canvas)
+        given, mask = self._given(first_frames, shape, chunk)
+        noise, augment_noise = _noise(shape, batch.generators)
+        actions = None if batch.actions is None else self._actions(batch.actions[:, chunk.actions])
+
+        def sample(network: CosmosDiT) -> torch.Tensor:
+            device = next(network.parameters()).device
+            denoiser = VideoDenoiser(
+                network=network if self.config.pipeline_model_parallel_size == 1 else StagedNetwork(network),
+                edm=self.edm,
+                text_emb=batch.text_BLD.to(device),
+                negative_text_emb=batch.negative_BLD.to(device),
+                fps=torch.full((shape[0],), batch.config.fps),  # on the CPU: the network reads it as plain numbers
+                given=given.to(device),
+                mask=mask.to(device),
+                augment_noise=augment_noise.to(device),
+                guidance=batch.config.guidance,
+                input_frames_guidance=batch.config.input_frames_guidance,
+                actions=None if actions is None else actions.to(device),
+                video2world=self.config.concat_condition_mask,
+                branch_ranks=self.branch_ranks,
+            )
+            integrate = SAMPLERS[batch.config.sampler]
+            return integrate(denoiser, noise.to(device), batch.config.sigmas(), progress=batch.progress)
+
+        return self.network.use(sample)
+
+    def _decode(self, latent: torch.Tensor) -> list[np.ndarray]:
+        def decode(tokenizer: CausalVideoTokenizer) -> list[np.ndarray]:
+            plain = denormalise_latent(latent / self.edm.sigma_data, *self._statistics(latent.shape[2]))
+            return [to_pixels(video) for video in tokenizer.decode(plain)]
+
+        return self.tokenizer.use(decode)
+
+    def _latent_shape(self, batch_size: int, chunk: Chunk, canvas: Canvas) -> torch.Size:
+        spatial = self._tokenizer_config.spatial_compression
+        frames = 1 + (chunk.num_frames - 1) // self._tokenizer_config.temporal_compression
+        height, width = canvas.padded_height // spatial, canvas.padded_width // spatial
+        return torch.Size([batch_size, self.config.in_channels, frames, height, width])
+
+    def _check_size(self, shape: torch.Size) -> None:
+        """Refuses a latent that the network, its layout or the statistics have no room for."""
+        config, frames = self.config, shape[2]
+        tokens = int(np.prod(config.token_grid(tuple(shape[2:]))))
+        sizes = [getattr(config, f"{axis}_parallel_size") for axis in ("tensor_model", "pipeline_model", "context")]
+        check_layout(config, *sizes, tokens)
         name = f"latent statistics of {self.card.model}"
-        mean, std = self._statistics(frames)
-        check_statistics(name, mean, std, num_channels=channels, num_latent_frames=frames)
-        return torch.Size([batch, channels, frames, config.height // spatial, config.width // spatial])
-
-    def _check_conditions(
-        self, first_frames: list[np.ndarray] | None, actions: np.ndarray | None, batch: int, config: SamplingConfig
-    ) -> None:
-        takes_frames = self.network.config.concat_condition_mask
-        takes_actions = self.network.config.action_dim is not None
-        if first_frames is not None and not takes_frames:
-            expected = f"none, for {self.card.model} has no condition-mask channel"
-            raise user_error("first frames", len(first_frames), expected, "Leave them out, or use a Video2World model.")
-        if takes_actions != (actions is not None):
-            wanted = "actions" if takes_actions else "no actions"
-            raise user_error("actions", actions is not None, f"{wanted} for {self.card.model}", "See its card.")
-        if first_frames is not None and len(first_frames) != batch:
-            raise user_error("first frames", len(first_frames), f"one entry per prompt ({batch})", "Give as many.")
-        if actions is not None and (len(actions) != batch or actions.shape[1] != config.num_frames - 1):
-            expected = f"[{batch}, {config.num_frames - 1}, 7]"
-            raise user_error("actions", actions.shape, expected, "Give one row per frame after the first.")
-
-    def _given(
-        self, first_frames: list[np.ndarray] | None, shape: torch.Size, config: SamplingConfig
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encodes the given frames into the first slots of a latent."""
-        given = torch.zeros(shape, device=self.device)
-        if first_frames is None:
-            return given, condition_mask(torch.zeros(shape[0], dtype=torch.int64, device=self.device), shape)
-        pixels = [to_model(resize_frames(f, config.height, config.width)) for f in first_frames]
-        if len({p.shape for p in pixels}) > 1 or pixels[0].shape[1] >= config.num_frames:
-            got = [p.shape[1] for p in pixels]
-            raise user_error("first frames", got, f"equal counts below {config.num_frames}", "Cut them to one length.")
-        latent = self.tokenizer.encode(torch.stack(pixels).to(self.device))
-        latent = normalise_latent(latent, *self._statistics(shape[2])) * self.edm.sigma_data
-        given[:, :, : latent.shape[2]] = latent
-        return given, condition_mask(torch.full((shape[0],), latent.shape[2], device=self.device), shape)
+        check_statistics(name, *self._statistics(frames), num_channels=config.in_channels, num_latent_frames=frames)
 
     def _statistics(self, num_latent_frames: int) -> tuple[Numbers, Numbers]:
         """Those of what is generated: a frame that is given begins a video, and is no picture."""
@@ -201,25 +257,82 @@ class WorldModel:
         assert found is not None  # by __post_init__
         return found
 
-    def _text(self, prompts: list[str]) -> torch.Tensor:
-        """Token states; zeros for an empty prompt, which is how text dropout trains the network."""
-        states, _ = self.text_encoder.encode(prompts)
-        present = torch.tensor([bool(prompt) for prompt in prompts], dtype=states.dtype)
-        return (states * present.view(-1, 1, 1)).to(self.device)
+    def _check_conditions(
+        self,
+        first_frames: list[np.ndarray] | None,
+        actions: np.ndarray | None,
+        batch_size: int,
+        config: SamplingConfig,
+        chunks: list[Chunk],
+    ) -> None:
+        takes_frames, takes_actions = self.config.concat_condition_mask, self.config.action_dim is not None
+        expected = f"none, for {self.card.model} has no condition-mask channel"
+        if first_frames is not None and not takes_frames:
+            raise user_error("first frames", len(first_frames), expected, "Leave them out, or use a Video2World model.")
+        if len(chunks) > 1 and not takes_frames:
+            raise user_error("chunk_frames", config.chunk_frames, expected, "Use a Video2World model, or one chunk.")
+        if takes_actions != (actions is not None):
+            wanted = "actions" if takes_actions else "no actions"
+            raise user_error("actions", actions is not None, f"{wanted} for {self.card.model}", "See its card.")
+        if first_frames is not None and len(first_frames) != batch_size:
+            raise user_error("first frames", len(first_frames), f"one entry per prompt ({batch_size})", "Give as many.")
+        if actions is not None and (len(actions) != batch_size or actions.shape[1] != config.num_frames - 1):
+            expected = f"[{batch_size}, {config.num_frames - 1}, 7]"
+            raise user_error("actions", actions.shape, expected, "Give one row per frame after the first.")
+        if self.branch_ranks is not None and not config.guidance:
+            raise user_error("guidance", 0, "more than 0 where its branches are split", "Set it, or do not split.")
+
+    @staticmethod
+    def _on_canvas(frames: list[np.ndarray] | None, canvas: Canvas) -> list[np.ndarray] | None:
+        return None if frames is None else [canvas.pad(resize_frames(f, canvas.height, canvas.width)) for f in frames]
+
+    def _given(
+        self, first_frames: list[np.ndarray] | None, shape: torch.Size, chunk: Chunk
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encodes the given frames into the first slots of a latent."""
+        if first_frames is None:
+            return torch.zeros(shape), condition_mask(torch.zeros(shape[0], dtype=torch.int64), shape)
+        pixels = [to_model(frames) for frames in first_frames]
+        if len({p.shape for p in pixels}) > 1 or pixels[0].shape[1] >= chunk.num_frames:
+            got = [p.shape[1] for p in pixels]
+            raise user_error("first frames", got, f"equal counts below {chunk.num_frames}", "Cut them to one length.")
+
+        def encode(tokenizer: CausalVideoTokenizer) -> torch.Tensor:
+            latent = tokenizer.encode(torch.stack(pixels).to(next(tokenizer.parameters()).device))
+            return normalise_latent(latent, *self._statistics(shape[2])) * self.edm.sigma_data
+
+        latent = self.tokenizer.use(encode)
+        given = torch.zeros(shape, device=latent.device)
+        given[:, :, : latent.shape[2]] = latent
+        return given, condition_mask(torch.full((shape[0],), latent.shape[2]), shape)
+
+    def _text(self, *groups: list[str]) -> list[torch.Tensor]:
+        """Token states of each group of prompts, B L D on the CPU.
+
+        Those of an empty prompt are zeros, which is how text dropout trains the network.
+        """
+
+        def encode(encoder: TextEncoder) -> list[torch.Tensor]:
+            return [encoder.encode(prompts)[0] for prompts in groups]
+
+        # One rank has the encoder in memory and hands out its states: it may be larger than the network.
+        states = on_first_rank(lambda: self.text_encoder.use(encode))
+        present = [torch.tensor([bool(prompt) for prompt in prompts]).view(-1, 1, 1) for prompts in groups]
+        return [state * there for state, there in zip(states, present, strict=True)]
 
     def _actions(self, actions: np.ndarray) -> torch.Tensor:
         return actions_per_latent_frame(
-            torch.as_tensor(actions, dtype=torch.float32), self.tokenizer.tokenizer_config.temporal_compression
-        ).to(self.device)
+            torch.as_tensor(actions, dtype=torch.float32), self._tokenizer_config.temporal_compression
+        )
 
 
-def _noise(shape: torch.Size, seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws each video's noise from its own seed, on the CPU: neither batch nor device changes it."""
-    drawn = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        drawn.append(torch.randn(2, *shape[1:], generator=generator))
-    noise = torch.stack(drawn)
+def _noise(shape: torch.Size, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws each video's noise from its own generator, whole and on the CPU: batch, device and layout change nothing.
+
+    Returns:
+        Noise to start from and noise on given frames, both N(0, 1), B C T H W.
+    """
+    noise = torch.stack([torch.randn(2, *shape[1:], generator=generator) for generator in generators])
     return noise[:, 0], noise[:, 1]
 
 

@@ -1,8 +1,14 @@
-"""Where this rank stands in the pipeline."""
+"""Where this rank stands in the pipeline, and running the pipeline without gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
+
+from nemo_cosmos.parallel.pieces import ProcessGroup
 
 
 def stage_ends(vp_stage: int | None) -> dict[str, bool]:
@@ -18,3 +24,39 @@ def stage_ends(vp_stage: int | None) -> dict[str, bool]:
         "pre_process": parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
         "post_process": parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
     }
+
+
+def run_stages(
+    stage: Callable[[torch.Tensor | None], torch.Tensor],
+    group: ProcessGroup,
+    *,
+    hidden_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
+    """Runs the pipeline's stages one after the other, without gradients.
+
+    Args:
+        stage: This rank's; takes the hidden states of the stage before, None on the first, and returns its own, on the
+            last the output.
+        group: The pipeline-parallel ranks.
+        hidden_shape: Of hidden states.
+        output_shape: Of the output.
+        dtype: Of both.
+        device: Of this rank.
+
+    Returns:
+        The output, on every stage.
+    """
+    last = group.size() - 1
+    received = None
+    if group.rank() > 0:
+        received = torch.empty(hidden_shape, dtype=dtype, device=device)
+        dist.recv(received, group=group, group_src=group.rank() - 1)
+    result = stage(received).contiguous()
+    if group.rank() < last:
+        dist.send(result, group=group, group_dst=group.rank() + 1)
+        result = torch.empty(output_shape, dtype=dtype, device=device)
+    dist.broadcast(result, group=group, group_src=last)
+    return result

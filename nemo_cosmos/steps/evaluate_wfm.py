@@ -15,8 +15,9 @@ from nemo_cosmos.evaluation.video_prediction import (
     repeat_last_frame,
 )
 from nemo_cosmos.files import write_json
-from nemo_cosmos.generation.open import open_world_model
-from nemo_cosmos.generation.world_model import SamplingConfig, WorldModel
+from nemo_cosmos.generation.open import find_world_model, open_world_model
+from nemo_cosmos.generation.sampling import SamplingConfig
+from nemo_cosmos.generation.world_model import WorldModel
 from nemo_cosmos.html_page import frame_sheet
 from nemo_cosmos.steps.evaluate_tokenizer import reconstruct
 from nemo_cosmos.steps.heldout import HeldOutWindow, held_out_windows
@@ -59,7 +60,7 @@ def evaluate_wfm(
     Returns:
         Mean of each measure by method.
     """
-    output, sampling = Path(output), sampling or SamplingConfig()
+    output, sampling = Path(output), find_world_model(checkpoint, tokenizer).complete(sampling)
     windows = held_out_windows(
         curated,
         num_windows=num_clips,
@@ -102,7 +103,7 @@ def _predict_all(
                 v for i, (b, a) in pairs for v in _predict(model, b, a, sampling, first=i * batch_size)
             ]
         predictions[REPEAT] = [repeat_last_frame(w.frames[:1], sampling.num_frames) for w in windows]
-        predictions[CEILING] = [reconstruct(model.tokenizer, w.frames) for w in windows]
+        predictions[CEILING] = model.tokenizer.use(lambda t: [reconstruct(t, w.frames) for w in windows])
     with open_world_model(unconditional, tokenizer) as model:
         predictions[UNCONDITIONAL] = [
             video

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +12,13 @@ import numpy as np
 from nemo_cosmos.contracts import ACTION_DIM, Conditions, GeneratedVideo, Verdict
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json, write_json
-from nemo_cosmos.generation.open import open_world_model
-from nemo_cosmos.generation.world_model import SamplingConfig, read_first_frames
+from nemo_cosmos.generation.layout import GenerationLayout
+from nemo_cosmos.generation.open import find_world_model, open_world_model
+from nemo_cosmos.generation.sampling import SamplingConfig
+from nemo_cosmos.generation.world_model import WorldModel, read_first_frames
 from nemo_cosmos.guardrail import PROMPT_GUARDS, VIDEO_GUARDS, PostGuard, PreGuard, is_safe
+from nemo_cosmos.parallel.first_rank import is_first_rank, on_first_rank
+from nemo_cosmos.parallel.startup import initialize, world_size
 from nemo_cosmos.video_io import write_video
 
 
@@ -29,27 +35,35 @@ def generate(
     *,
     prompt: str,
     checkpoint: str = "diffusion_tiny_action",
-    tokenizer: str = "tokenizer_tiny",
+    tokenizer: str | None = None,
     first_frame: str | Path | None = None,
     num_first_frames: int = 1,
     actions: str | Path | None = None,
     sampling: SamplingConfig | None = None,
     negative_prompt: str = "",
     guards: GuardConfig | None = None,
+    layout: GenerationLayout | None = None,
+    offload: bool = False,
 ) -> GeneratedVideo:
     """Generates one video and writes `<output>` with a JSON record beside it.
+
+    Under `torchrun` all ranks call it with the same arguments; the first one runs the guards and writes.
 
     Args:
         output: Where to write the mp4.
         prompt: What the video shows.
-        checkpoint: A NeMo checkpoint folder, a diffusers folder, or the name of embedded weights.
-        tokenizer: A tokenizer folder, or the name of embedded weights.
+        checkpoint: A NeMo checkpoint folder, a diffusers pipeline folder, or the name of embedded weights.
+        tokenizer: A tokenizer folder, or the name of embedded weights; a pipeline's own, else `tokenizer_tiny`, when
+            absent.
         first_frame: Picture, or video whose last frames are gone on from (Video2World).
         num_first_frames: Frames taken from a video.
         actions: JSON list of rows, or .npy, [num_frames-1, 7], for action-conditioned models.
-        sampling: Sizes, steps and seed.
+        sampling: Sizes, steps and seed; what it leaves out takes the model's own value.
         negative_prompt: What guidance moves away from.
         guards: Which guards run.
+        layout: How the ranks share the work; for one rank when absent.
+        offload: Have the weights of each part (text encoder, network, tokenizer; guards always) in memory only while it
+            works.
 
     Returns:
         The record written.
@@ -57,40 +71,72 @@ def generate(
     Raises:
         UserError: A guard objects, or the input does not fit the model.
     """
-    sampling, guards = sampling or SamplingConfig(), guards or GuardConfig()
-    verdicts = check_prompt(prompt, guards)
+    guards, layout = guards or GuardConfig(), layout or GenerationLayout()
+    sampling = find_world_model(checkpoint, tokenizer).complete(sampling)
+    if sampling.height % 2 or sampling.width % 2:
+        got = (sampling.height, sampling.width)
+        raise user_error("height, width", got, "even numbers, which mp4 files have", "Add or take one.")
     rows = None if actions is None else read_actions(actions)
     first = None
     if first_frame is not None:
         size = {"height": sampling.height, "width": sampling.width}
         first = read_first_frames(Path(first_frame), num_frames=num_first_frames, **size)
-    with open_world_model(checkpoint, tokenizer) as model:
-        frames = model.generate(
+    layout.check(world_size())
+    with initialize(**layout.groups):
+        verdicts = on_first_rank(lambda: check_prompt(prompt, guards))
+        frames = _frames(
+            open_world_model(checkpoint, tokenizer, layout=layout, offload=offload),
+            prompt,
+            sampling,
+            first=first,
+            actions=rows,
+            negative_prompt=negative_prompt,
+        )
+        record = GeneratedVideo(
+            path=str(output),
+            prompt=prompt,
+            seed=sampling.seed,
+            fps=sampling.fps,
+            num_frames=len(frames),
+            height=frames.shape[1],
+            width=frames.shape[2],
+            checkpoint=checkpoint,
+            num_steps=sampling.num_steps,
+            guidance=sampling.guidance,
+            sampler=sampling.sampler,
+            conditions=Conditions(actions=None if rows is None else rows.tolist()),
+            guard={verdict.guard: verdict.to_dict() for verdict in verdicts},
+        )
+        return on_first_rank(lambda: _guard_and_write(record, frames, guards))
+
+
+def _frames(
+    opening: AbstractContextManager[WorldModel],
+    prompt: str,
+    sampling: SamplingConfig,
+    *,
+    first: np.ndarray | None,
+    actions: np.ndarray | None,
+    negative_prompt: str,
+) -> np.ndarray:
+    """Generates; when this returns, nothing of the model is left in memory for the guards to make room for."""
+    with opening as model:
+        return model.generate(
             [prompt],
             sampling,
             first_frames=None if first is None else [first],
-            actions=None if rows is None else rows[None],
+            actions=None if actions is None else actions[None],
             negative_prompt=negative_prompt,
             seeds=[sampling.seed],
-            progress=True,
+            progress=is_first_rank(),
         )[0]
-    frames, video_verdicts = check_video(frames, sampling.fps, guards)
-    write_video(output, frames, fps=sampling.fps)
-    record = GeneratedVideo(
-        path=str(output),
-        prompt=prompt,
-        seed=sampling.seed,
-        fps=sampling.fps,
-        num_frames=len(frames),
-        height=frames.shape[1],
-        width=frames.shape[2],
-        checkpoint=checkpoint,
-        num_steps=sampling.num_steps,
-        guidance=sampling.guidance,
-        conditions=Conditions(actions=None if rows is None else rows.tolist()),
-        guard={v.guard: v.to_dict() for v in verdicts + video_verdicts},
-    )
-    write_json(Path(output).with_suffix(".json"), record.to_dict())
+
+
+def _guard_and_write(record: GeneratedVideo, frames: np.ndarray, guards: GuardConfig) -> GeneratedVideo:
+    frames, verdicts = check_video(frames, record.fps, guards)
+    write_video(record.path, frames, fps=record.fps)
+    record = dataclasses.replace(record, guard=record.guard | {v.guard: v.to_dict() for v in verdicts})
+    write_json(Path(record.path).with_suffix(".json"), record.to_dict())
     return record
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
-from diffusers.models.transformers import transformer_cosmos
 
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.state_dict import NOT_IN_DIFFUSERS, from_diffusers, to_diffusers
+
+pytestmark = pytest.mark.usefixtures("torchvision_resize")
 
 TOLERANCE = 2e-5
 """fp32 outputs of order one through two layers, in another order of summation."""
@@ -98,17 +98,6 @@ def diffusers_twin(model: CosmosDiT) -> CosmosTransformer3DModel:
         twin = CosmosTransformer3DModel(**config)
     twin.load_state_dict(state, strict=True)
     return twin
-
-
-@pytest.fixture(autouse=True)
-def torchvision_resize(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers resizes the padding mask with torchvision, which is not installed; torch's nearest is the same."""
-    functional = types.SimpleNamespace(
-        resize=lambda mask, size, interpolation: torch.nn.functional.interpolate(mask, size=size, mode="nearest")
-    )
-    modes = types.SimpleNamespace(NEAREST="nearest")
-    stand_in = types.SimpleNamespace(functional=functional, InterpolationMode=modes)
-    monkeypatch.setattr(transformer_cosmos, "transforms", stand_in, raising=False)
 
 
 @pytest.mark.parametrize("case", CASES)

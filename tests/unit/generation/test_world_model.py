@@ -1,6 +1,6 @@
 import contextlib
 import dataclasses
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.generation import open as opening
-from nemo_cosmos.generation.world_model import SamplingConfig, WorldModel, read_first_frames
+from nemo_cosmos.generation.sampling import SamplingConfig
+from nemo_cosmos.generation.stage import Stage
+from nemo_cosmos.generation.world_model import WorldModel, read_first_frames
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
@@ -50,7 +52,14 @@ def _world_model(*, action_dim):
         latent_mean=(0.1,) * 16,
         latent_std=(0.5,) * 16,
     )
-    return WorldModel(network=network, tokenizer=tokenizer, text_encoder=WordEncoder(), card=card, edm=EDM())
+    return WorldModel(
+        config=network.config,
+        network=Stage.of(network),
+        tokenizer=Stage.of(tokenizer),
+        text_encoder=Stage.of(WordEncoder()),
+        card=card,
+        edm=EDM(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +92,8 @@ def test_a_video_has_the_size_asked_for_and_depends_on_seed_and_prompt(model):
 
 def test_everything_runs_where_the_network_is(model, first_frames, monkeypatch):
     there = _world_model(action_dim=7)
-    there.network.to("meta")
-    there.tokenizer.to("meta")
+    for stage in (there.network, there.tokenizer):
+        stage.use(lambda part: part).to("meta")
     # Tensors of other devices do not mix with those on "meta", which know no autocast and hold no values to bring back.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
@@ -95,21 +104,23 @@ def test_everything_runs_where_the_network_is(model, first_frames, monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", None), ("cuda", torch.bfloat16)])
-def test_models_are_opened_on_this_ranks_device(model, monkeypatch, device, dtype):
-    device, parts = torch.device(device), Mock()
-    parts.network.config.crossattn_emb_channels = 384
-    monkeypatch.setattr(opening, "initialize", contextlib.nullcontext)
+def test_parts_are_opened_on_this_ranks_device(model, monkeypatch, device, dtype):
+    device, stored, network, tokenizer, encoder = torch.device(device), Mock(card=model.card), Mock(), Mock(), Mock()
+    stored.config.return_value = model.config
+    stored.load.return_value = network
+    network.to.return_value = network
+    monkeypatch.setattr(opening, "initialize", lambda **_: contextlib.nullcontext())
     monkeypatch.setattr(opening, "current_device", lambda: device)
-    monkeypatch.setattr(opening, "load_network", lambda _: (parts.network, model.card))
-    monkeypatch.setattr(opening, "load_tokenizer", lambda _: parts)
-    monkeypatch.setattr(opening, "load_text_encoder", lambda _: parts.text_encoder)
-    parts.model.to.return_value = model.tokenizer
+    monkeypatch.setattr(opening, "find_network", lambda _: stored)
+    monkeypatch.setattr(opening, "load_tokenizer", lambda _: Mock(model=tokenizer))
+    monkeypatch.setattr(opening, "load_text_encoder", lambda _: encoder)
+    tokenizer.to.return_value = model.tokenizer.use(lambda part: part)
     with opening.open_world_model("a", "b") as opened:
-        assert opened.network is parts.network.to.return_value
-        assert opened.text_encoder is parts.text_encoder.to.return_value
-    parts.network.to.assert_called_once_with(device=device, dtype=dtype)
-    parts.model.to.assert_called_once_with(device)
-    parts.text_encoder.to.assert_called_once_with(device)
+        assert opened.network.use(lambda part: part) is network
+        assert opened.text_encoder.use(lambda part: part) is encoder.to.return_value
+    assert network.to.call_args_list == [call(dtype=dtype), call(device)]
+    tokenizer.to.assert_called_once_with(device)
+    encoder.to.assert_called_once_with(device)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +176,7 @@ def test_a_batch_changes_nothing(model):
 def test_the_given_frame_comes_back_as_the_tokenizer_holds_it(model, first_frames):
     video = model.generate(["a car"], SAMPLING, first_frames=[first_frames])[0]
     with torch.inference_mode():
-        alone = model.tokenizer(to_model(first_frames)[None])[0]
+        alone = model.tokenizer.use(lambda tokenizer: tokenizer(to_model(first_frames)[None]))[0]
     expected = alone.clamp(-1, 1).add(1).mul(127.5).round().permute(1, 2, 3, 0).numpy()
     # The latent passes through float32 normalisation and back, so a pixel may round the other way.
     assert np.abs(video[:1] - expected).max() <= 1
@@ -194,8 +205,8 @@ def test_guidance_moves_away_from_the_unconditional_branch(model, first_frames):
     ("values", "message"),
     [
         ({"num_frames": 16}, "num_frames: got 16.*nearest is 17"),
-        ({"height": 40}, "height, width.*nearest are"),
         ({"width": 0}, "height, width"),
+        ({"height": 4000}, "latent size T, H, W: got .*at most"),
     ],
 )
 def test_impossible_sizes_are_refused(model, values, message):
@@ -222,9 +233,67 @@ def test_another_tokenizer_is_refused(model):
         dataclasses.replace(model, card=dataclasses.replace(model.card, tokenizer_fingerprint="other"))
 
 
-def test_unknown_sampler_is_refused():
-    with pytest.raises(UserError, match="sampler"):
-        SamplingConfig(sampler="magic")
+def test_any_size_is_a_cut_of_the_next_whole_tokens(model, first_frames):
+    odd = dataclasses.replace(SAMPLING, height=30, width=42)
+    video = model.generate(["a car"], odd, first_frames=[first_frames[:, :30, :42]])[0]
+    assert video.shape == (17, 30, 42, 3)
+    mirrored = np.pad(first_frames[:, :30, :42], ((0, 0), (0, 2), (0, 6), (0, 0)), mode="reflect")
+    whole = model.generate(["a car"], SAMPLING, first_frames=[mirrored])[0]
+    assert (video == whole[:, :30, :42]).all()
+
+
+def test_a_long_video_goes_on_from_the_end_of_each_chunk(action_model, first_frames):
+    rows = np.random.default_rng(1).normal(size=(1, 32, 7)).astype(np.float32)
+    long = dataclasses.replace(SAMPLING, num_frames=33, chunk_frames=17)
+    video = action_model.generate(["a car"], long, first_frames=[first_frames], actions=rows)[0]
+    assert video.shape == (33, 32, 48, 3)
+    first = action_model.generate(["a car"], SAMPLING, first_frames=[first_frames], actions=rows[:, :16])[0]
+    assert (video[:17] == first).all()
+    # The second chunk: its own noise, the actions from the joint on, and the last frame of the first chunk.
+    later = rows.copy()
+    later[0, 16:, 0] += 1.0
+    moved = action_model.generate(["a car"], long, first_frames=[first_frames], actions=later)[0]
+    assert (moved[:17] == video[:17]).all() and (moved[17:] != video[17:]).any()
+    again = action_model.generate(["a car"], SAMPLING, first_frames=[video[16:17]], actions=rows[:, 16:])[0]
+    assert (again[1:] != video[17:]).any()
+
+
+def test_each_chunk_is_given_the_overlap(model, first_frames, monkeypatch):
+    given = []
+    sample = WorldModel._sample
+
+    def noting(self, batch, chunk, frames):
+        given.append(frames)
+        return sample(self, batch, chunk, frames)
+
+    monkeypatch.setattr(WorldModel, "_sample", noting)
+    long = dataclasses.replace(SAMPLING, num_frames=33, chunk_frames=17, overlap_frames=9)
+    video = model.generate(["a car"], long, first_frames=[first_frames])[0]
+    assert [len(frames[0]) for frames in given] == [1, 9, 9]
+    assert (given[1][0] == video[8:17]).all() and (given[2][0] == video[16:25]).all()
+
+
+def test_a_model_that_takes_no_frames_makes_no_long_videos(model):
+    blind = dataclasses.replace(model, config=diffusion_tiny(num_layers=2, concat_condition_mask=False))
+    with pytest.raises(UserError, match="chunk_frames: .*no condition-mask channel"):
+        blind.generate(["a car"], dataclasses.replace(SAMPLING, num_frames=33, chunk_frames=17))
+
+
+def test_latent_statistics_may_differ_from_frame_to_frame(model):
+    per_frame = dataclasses.replace(model.card, latent_mean=(0.1, 0.1, 0.1) * 16, latent_std=(0.5, 0.5, 0.5) * 16)
+    framed = dataclasses.replace(model, card=per_frame)
+    video = framed.generate(["a car"], SAMPLING)[0]
+    assert (video == model.generate(["a car"], SAMPLING)[0]).all()
+    darker = dataclasses.replace(per_frame, latent_mean=(0.1, 0.1, 5.0) * 16)
+    changed = dataclasses.replace(model, card=darker).generate(["a car"], SAMPLING)[0]
+    assert (changed[:9] == video[:9]).all() and (changed[9:] != video[9:]).any()
+    with pytest.raises(UserError, match="at most 3.*chunks of at most 17 frames"):
+        framed.generate(["a car"], dataclasses.replace(SAMPLING, num_frames=25))
+
+
+def test_a_model_has_defaults_of_its_own_for_what_is_not_set(model):
+    video = model.generate(["a car"], SamplingConfig(height=32, width=32))[0]
+    assert video.shape == (17, 32, 32, 3)
 
 
 def test_first_frames_are_the_last_of_a_video(tmp_path):

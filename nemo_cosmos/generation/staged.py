@@ -1,0 +1,43 @@
+"""A network that is cut into pipeline stages, called as if it were whole."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from nemo_cosmos.diffusion.model import CosmosDiT
+from nemo_cosmos.parallel.stages import run_stages
+from nemo_cosmos.parallel.tokens import token_shard
+
+
+class StagedNetwork:
+    """Runs the stages one after the other; every rank gives the same input and gets the whole output.
+
+    Args:
+        network: This rank's stage, without an interleaved schedule.
+    """
+
+    def __init__(self, network: CosmosDiT) -> None:
+        self._network = network
+
+    def __call__(self, x_BCTHW: torch.Tensor, *conditions: torch.Tensor, **more: Any) -> torch.Tensor:  # noqa: ANN401 - those of CosmosDiT.forward
+        """Predicts; see `CosmosDiT.forward`."""
+        network, config, groups = self._network, self._network.config, self._network.groups
+        num_tokens = math.prod(config.token_grid(tuple(x_BCTHW.shape[2:])))
+        shard = token_shard(num_tokens, groups, sequence_parallel=config.sequence_parallel)
+
+        def stage(hidden: torch.Tensor | None) -> torch.Tensor:
+            if hidden is not None:
+                network.set_input_tensor(hidden)
+            return network(x_BCTHW, *conditions, **more)
+
+        return run_stages(
+            stage,
+            groups.pp,
+            hidden_shape=(len(shard), len(x_BCTHW), config.hidden_size),
+            output_shape=(len(x_BCTHW), config.out_channels, *x_BCTHW.shape[2:]),
+            dtype=next(network.parameters()).dtype,
+            device=x_BCTHW.device,
+        )
