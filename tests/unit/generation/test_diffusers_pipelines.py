@@ -27,7 +27,7 @@ from nemo_cosmos.files import read_json, write_json
 from nemo_cosmos.generation.open import open_world_model
 from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.conversion import to_diffusers
+from nemo_cosmos.tokenizer.conversion import save_diffusers
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 pytestmark = pytest.mark.usefixtures("torchvision_resize")
@@ -74,9 +74,9 @@ def _randomize(model, std):
 
 def _pipeline(kind, folder):
     torch.manual_seed(0)
-    vae = AutoencoderKLCosmos.from_pretrained(
-        to_diffusers(CausalVideoTokenizer(TokenizerConfig(channels=8, num_res_blocks=1)), folder / "vae")
-    )
+    config = TokenizerConfig(channels=8, num_res_blocks=1)
+    save_diffusers(CausalVideoTokenizer(config).state_dict(), config, folder / "vae")
+    vae = AutoencoderKLCosmos.from_pretrained(folder / "vae")
     frames = 1 + (FRAMES - 1) // 8
     numbers = np.random.default_rng(0)
     # As the published VAE has them: numbers per channel and latent frame, more frames than are generated here.
