@@ -74,8 +74,7 @@ def test_a_published_tokenizer_and_its_statistics_go_round_bit_for_bit(tmp_path:
     statistics = load_tokenizer(folder).statistics
     assert convert(folder, tmp_path / "nemo", to="nemo")["dropped"] == []
     assert load_tokenizer(tmp_path / "nemo").statistics == statistics
-    for target in ("exported", "exported"):  # the second replaces the first
-        assert convert(tmp_path / "nemo", tmp_path / target, to="torchscript")["dropped"] == []
+    assert convert(tmp_path / "nemo", tmp_path / "exported", to="torchscript")["dropped"] == []
     saved = [torch.load(tmp_path / "exported" / n, weights_only=True) for n in ("mean_std.pt", "image_mean_std.pt")]
     assert all(map(torch.equal, saved[0], of_videos))
     assert all(map(torch.equal, saved[1], of_pictures))
@@ -95,7 +94,11 @@ def test_statistics_beside_other_files_are_not_a_conversions_own(small: Path, tm
     (tmp_path / "mine").mkdir()
     torch.save((torch.zeros(4), torch.ones(4)), tmp_path / "mine" / "mean_std.pt")
     with pytest.raises(UserError, match="Give another target, or delete this one"):
-        convert(small, tmp_path / "mine", to="torchscript")
+        convert(small, tmp_path / "mine", to="diffusers")
+    for name in ("encoder.jit", "decoder.jit", "autoencoder.jit", "config.json"):
+        (tmp_path / "mine" / name).touch()
+    convert(small, tmp_path / "mine", to="diffusers")
+    assert detect(tmp_path / "mine") is Format.DIFFUSERS
 
 
 def test_the_preset_is_told_by_the_folder_or_by_a_published_name(tmp_path: Path) -> None:

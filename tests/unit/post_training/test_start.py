@@ -119,9 +119,13 @@ def test_a_tokenizers_base_may_be_embedded(called: dict[str, Any]) -> None:
         assert torch.equal(module.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("form", ["diffusers", "torchscript"])
+@pytest.mark.parametrize("form", ["diffusers", "published"])
 def test_a_tokenizers_base_may_be_in_the_form_of_others(form: str, tmp_path: Path, called: dict[str, Any]) -> None:
-    convert("tokenizer_tiny", tmp_path / "base", to=form)
+    if form == "published":
+        convert("tokenizer_tiny", tmp_path / "base" / "model.pt", to="reference")
+        write_json(tmp_path / "base" / "config.json", preset("CV8x8x8-tiny").to_dict())
+    else:
+        convert("tokenizer_tiny", tmp_path / "base", to=form)
     model = functools.partial(TokenizerModel, config=TokenizerModelConfig(architecture=preset("CV8x8x8-tiny")))
     start.finetune(model, lambda: "clips", "trainer", log="log", optim="optim", base=str(tmp_path / "base"))
     assert (called["base"], called["model"].init_from) == (None, str(tmp_path / "base"))

@@ -9,6 +9,7 @@ from nemo.lightning.data import WrappedDataLoader
 
 from nemo_cosmos.data.datamodule import VideoClipDataModule
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.files import write_json
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig, preset
@@ -171,14 +172,18 @@ def test_start_weights_of_another_architecture_are_refused(tmp_path: Path) -> No
         TokenizerModelConfig(architecture=MINI, init_from=str(folder)).configure_model()
 
 
-@pytest.mark.parametrize("form", ["nemo", "diffusers", "torchscript", "safetensors"])
+@pytest.mark.parametrize("form", ["nemo", "diffusers", "published", "safetensors"])
 def test_start_weights_may_stand_in_any_form(form: str, tmp_path: Path) -> None:
     from nemo_cosmos.checkpoints.convert import convert
 
     architecture = TokenizerConfig(channels=8, channels_mult=(1, 1), num_res_blocks=1, patch_size=8, latent_channels=4)
     folder = weights.save(random_tokenizer(architecture), tmp_path / "start")
     place = tmp_path / ("start.safetensors" if form == "safetensors" else form)
-    convert(folder, place, to=form)
+    if form == "published":
+        convert(folder, place / "model.pt", to="reference")
+        write_json(place / "config.json", architecture.to_dict())
+    else:
+        convert(folder, place, to=form)
     module = TokenizerModelConfig(architecture=architecture, init_from=str(place)).configure_model()
     for name, weight in random_tokenizer(architecture).state_dict().items():
         assert torch.equal(module.state_dict()[name], weight), name
