@@ -76,6 +76,7 @@ class DiTConfig(TransformerConfig):
     pipeline_dtype: torch.dtype | None = None
     variable_seq_lengths: bool = True
     """More rows than tokens cross between pipeline stages (see `stage_input.py`), and images have fewer than videos."""
+    moe_token_dispatcher_type: str = "alltoall"  # Megatron asks this of variable lengths, also without experts.
 
     def __post_init__(self) -> None:
         """Fills what follows from other fields and refuses what the model cannot be.
