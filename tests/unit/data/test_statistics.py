@@ -138,7 +138,7 @@ def test_packs_mix_sizes_and_hold_every_sample(caches: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pictures": "videos"}, "pictures: got 3 latent frames, expected 1"),
+        ({"pictures": "videos"}, "pictures: got '3 latent frames', expected 1"),
         ({"pictures": "pictures", "with_actions": True}, "pictures: got .*, expected None with actions"),
         ({"pictures": "pictures", "pictures_every": 1}, "pictures_every: got 1, expected at least 2"),
         ({"pictures": "pictures", "pictures_per_sample": 0}, "pictures_per_sample: got 0, expected at least 1"),

@@ -125,7 +125,7 @@ def run(
         default_trainer(
             max_steps=steps, callbacks=[losses, *trainer_arguments.pop("callbacks", [])], **trainer_arguments
         ),
-        log=default_log(folder, save_every=100, **(log or {})),
+        log=default_log(folder, **{"save_every": 100, **(log or {})}),
         optim=optim,
         resume=default_resume(),
     )
