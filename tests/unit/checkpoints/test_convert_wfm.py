@@ -183,6 +183,12 @@ def test_unknown_missing_and_misshapen_weights_are_named(wfm: tuple[Path, dict],
     assert not (tmp_path / "nemo").exists()
 
 
+def test_pickled_code_in_a_published_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"net.x_embedder.proj.1.weight": torch.zeros(1), "harm": print}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="Pickled objects are not run"):
+        convert(tmp_path / "model.pt", tmp_path / "nemo", to="nemo")
+
+
 def test_a_card_of_another_size_is_refused(wfm: tuple[Path, dict], tmp_path: Path) -> None:
     folder, _ = wfm
     card = read_json(folder / "ours.json")
