@@ -62,7 +62,7 @@ def wfm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return folder, state
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.permutations(PLACES, 2))
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(PLACES, 2)))
 def test_every_way_there_and_back_is_exact(wfm: tuple[Path, dict], tmp_path: Path, first: str, second: str) -> None:
     folder, state = wfm
     there = convert(folder / PLACES[first], tmp_path / PLACES[second], to=second)
