@@ -21,7 +21,7 @@ from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.parallel.startup import initialize
-from nemo_cosmos.tokenizer import conversion
+from nemo_cosmos.tokenizer import conversion, published
 from nemo_cosmos.weight_files.safetensors_files import open_safetensors, open_shards
 from nemo_cosmos.weight_files.stored_tensor import Weights
 from nemo_cosmos.weight_files.torch_files import open_pt
@@ -51,6 +51,9 @@ def is_wfm(place: Path, preset: str | None) -> bool:
     Args:
         place: A file or folder of a known format.
         preset: The architecture that the user names, or None.
+
+    Raises:
+        UserError: It is broken, or none of the formats.
     """
     found = detect(place)
     if found is Format.PIPELINE:
@@ -64,10 +67,7 @@ def is_wfm(place: Path, preset: str | None) -> bool:
         return preset in PRESETS
     if (card := file.with_suffix(".json")).is_file():
         return is_wfm_card(CheckpointCard.from_dict(read_json(card)))
-    try:
-        return is_reference(_open_file(file))
-    except UserError:
-        return False  # whoever reads tokenizers says what is wrong
+    return published.config_told_by(file) is None and is_reference(_open_file(file))
 
 
 def is_wfm_card(card: CheckpointCard) -> bool:

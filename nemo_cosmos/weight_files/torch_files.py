@@ -25,6 +25,8 @@ _MOST_MAPPED_BYTES = 1 << 26
 """What is mapped and was read counts as memory of the process, so the file is mapped anew after so much of it."""
 _ALIGNMENT = 64
 """Bytes to which torch aligns tensors in the zip."""
+_LOCAL_HEADER_BYTES = 30
+"""Of a zip's entry, before its name."""
 _ROOT = "archive"
 """Folder inside the zip; torch finds any."""
 _FORMAT_VERSION = b"3\n"
@@ -177,9 +179,8 @@ def write_pt(path: Path, weights: Weights) -> None:
 def _write_storage(archive: zipfile.ZipFile, storage: _Storage) -> None:
     entry = zipfile.ZipInfo(f"{_ROOT}/data/{storage.key}")
     entry.file_size = storage.weight.nbytes
-    start = archive.fp.tell() + len(entry.FileHeader())
     # An extra field of its own kind, "FB" as torch calls it, holds the padding; its head takes four bytes.
-    padding = (-(start + 4)) % _ALIGNMENT
+    padding = -(archive.fp.tell() + _LOCAL_HEADER_BYTES + len(entry.filename) + 4) % _ALIGNMENT
     entry.extra = b"FB" + padding.to_bytes(2, "little") + b"\0" * padding
     with archive.open(entry, "w") as file:
         write_values(file, storage.weight)

@@ -62,7 +62,7 @@ def wfm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return folder, state
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.permutations(PLACES, 2))
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(PLACES, 2)))
 def test_every_way_there_and_back_is_exact(wfm: tuple[Path, dict], tmp_path: Path, first: str, second: str) -> None:
     folder, state = wfm
     there = convert(folder / PLACES[first], tmp_path / PLACES[second], to=second)
@@ -181,6 +181,12 @@ def test_unknown_missing_and_misshapen_weights_are_named(wfm: tuple[Path, dict],
     with pytest.raises(UserError, match=r"weight logvar_head\.linear\.weight: got \[1, 64\], expected \[1, 128\]"):
         convert(file, tmp_path / "nemo", to="nemo", preset=named)
     assert not (tmp_path / "nemo").exists()
+
+
+def test_pickled_code_in_a_published_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"net.x_embedder.proj.1.weight": torch.zeros(1), "harm": print}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="Pickled objects are not run"):
+        convert(tmp_path / "model.pt", tmp_path / "nemo", to="nemo")
 
 
 def test_a_card_of_another_size_is_refused(wfm: tuple[Path, dict], tmp_path: Path) -> None:
