@@ -5,7 +5,7 @@
 
 Both run in one process in turn. `ratio` is diffusers' time over ours; `memory` our peak over theirs, the model's own
 weights and the input left out; `FLOP` our floating-point operations over theirs; `of GEMM` is our share of the FLOP/s
-that the best square matrix product reaches on the same threads. In fp32 results further apart than 1e-5 are an error.
+that the best square matrix product reaches on the same threads. Results that are not the same end it (`MOST_APART`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from nemo_cosmos.tokenizer.config import TokenizerConfig, preset
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MOST_APART = {torch.float32: 1e-5, torch.bfloat16: float("inf")}
-"""Largest difference between results that counts as the same output."""
+MOST_APART = {torch.float32: 1e-5, torch.bfloat16: 0.1}
+"""Largest difference between results that counts as the same output, over the largest value or 1."""
 
 
 def main() -> None:
@@ -66,7 +66,8 @@ def compare(config: TokenizerConfig, dtype: torch.dtype, args: argparse.Namespac
     for name, (run_ours, run_theirs) in pairs.items():
         calls, num_operations = {"ours": run_ours}, {"ours": operations(run_ours)}
         try:
-            apart = (run_ours() - run_theirs()).abs().max().item()
+            expected = run_theirs()
+            apart = ((run_ours() - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
         except NotImplementedError as problem:  # torch lacks some operations for bf16 on CPUs
             remark = f"diffusers cannot: {problem}"
         else:

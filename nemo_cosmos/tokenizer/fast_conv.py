@@ -1,9 +1,11 @@
-"""The tokenizers' convolutions from fewer multiplications, for inference in float32 on CPUs.
+"""The tokenizers' convolutions from fewer multiplications, for inference on CPUs.
 
 There the networks are bound by multiplications, almost all of them in 3x3 convolutions over space and convolutions of
 3 frames over time. Both are written as matrix products over channels of sums of inputs, which share products among
 neighbouring outputs. Results differ from the direct sums by rounding alone. Weights are transformed anew in every call:
 kept, they would take several times the memory of the model.
+
+In bf16, where differences of inputs would be rounded, weights of equal inputs are summed and nothing else is changed.
 
 Shape letters: N frames, C channels in, O channels out, H height, W width, Y X rows and columns of tiles, S pixels,
 K entries of a kernel, P products.
@@ -17,6 +19,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _TILE = 4
@@ -47,13 +50,13 @@ def applies(x: Tensor) -> bool:
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer may use the convolutions here, and gains by it: in float32, with many channels.
+    """Whether a layer may use the convolutions here and gains by it, having channels enough.
 
     Args:
         x: The layer's input.
         weight: The kernel [O, C, ...].
     """
-    return applies(x) and x.dtype == weight.dtype == torch.float32 and min(weight.shape[:2]) >= _MIN_CHANNELS
+    return applies(x) and min(weight.shape[:2]) >= _MIN_CHANNELS
 
 
 def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
@@ -102,8 +105,9 @@ _KERNEL_MIX = (
 )
 """What the six products along an axis take of a kernel's three entries.
 
-They interpolate at 0, +-sqrt(1/2), +-sqrt(2) and infinity: with the usual 0, +-1, +-2 rounding errors would be more than
-twice as large. The products are scaled so that no sum below needs a multiplication more.
+They interpolate at 0, +-sqrt(1/2), +-sqrt(2) and infinity, by which results are as exact as oneDNN's direct sums; with
+the usual 0, +-1, +-2 errors are more than twice as large. The products are scaled so that no sum below needs a
+multiplication more.
 """
 
 
@@ -164,13 +168,15 @@ def conv2d_of_doubled(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None) 
     (f + g + h) x_i + h (x_{i+1} - x_i): three products for two outputs, nine instead of 36 on both axes.
 
     Args:
-        x_NCHW: Float32, before the repetition, in channels-last memory.
-        weight_OCHW: Float32 [O, C, 3, 3].
-        bias: Float32 [O], or None.
+        x_NCHW: Float, before the repetition, in channels-last memory.
+        weight_OCHW: [O, C, 3, 3].
+        bias: [O], or None.
 
     Returns:
         [N, O, 2 H, 2 W] in channels-last memory.
     """
+    if x_NCHW.dtype != torch.float32:
+        return _phases_of_doubled(x_NCHW, weight_OCHW, bias)
     num_frames, channels, height, width = x_NCHW.shape
     mix_PK = x_NCHW.new_tensor(((1, 0, 0), (1, 1, 1), (0, 0, 1)))
     weight_PPCO = _mixed_kernel(weight_OCHW, mix_PK).transpose(1, 2).unflatten(0, (3, 3))
@@ -185,6 +191,21 @@ def conv2d_of_doubled(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None) 
         for row in range(2):
             torch.add(middle[row], left[row], out=y_HWO[row::2, ::2])
             torch.add(middle[row], right[row], out=y_HWO[row::2, 1::2])
+    return y_NHWO.permute(0, 3, 1, 2)
+
+
+def _phases_of_doubled(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None) -> Tensor:
+    """As `conv2d_of_doubled`, by a 2x2 convolution for each output over a pixel: 16 products in place of 36."""
+    num_frames, _, height, width = x_NCHW.shape
+    # Over pixel i the upper or left output sees pixels i - 1, i, i and the other one i, i, i + 1.
+    mixes = [torch.tensor(mix) for mix in (((1.0, 0, 0), (0, 1, 1)), ((1.0, 1, 0), (0, 0, 1)))]
+    padded_NCHW = F.pad(x_NCHW, (1, 1, 1, 1))
+    y_NHWO = x_NCHW.new_empty(num_frames, 2 * height, 2 * width, len(weight_OCHW))
+    for row, mix_h in enumerate(mixes):
+        for column, mix_w in enumerate(mixes):
+            kernel = (mix_h @ weight_OCHW.float() @ mix_w.T).to(x_NCHW.dtype)
+            seen_NCHW = padded_NCHW[:, :, row : row + height + 1, column : column + width + 1]
+            y_NHWO[:, row::2, column::2] = F.conv2d(seen_NCHW, kernel, bias).permute(0, 2, 3, 1)
     return y_NHWO.permute(0, 3, 1, 2)
 
 
@@ -211,18 +232,20 @@ def conv_over_time(
     """A convolution of three frames over time.
 
     Equal frames at the start are multiplied once with the sum of their weights. Of other outputs with stride 1 two at a
-    time come from four products (Winograd's F(2, 3)), not six.
+    time come from four products, not six (Winograd's F(2, 3), in float32).
 
     Args:
         frames: At least three [B, C, H, W] in channels-last memory.
-        weight_OCK: Float32 [O, C, 3].
-        bias: Float32 [O], or None.
+        weight_OCK: [O, C, 3].
+        bias: [O], or None.
         stride: Frames from one output to the next.
         num_equal: So many of the first frames are one and the same, at least 1.
 
     Returns:
         [B, O, T, H, W] in channels-last memory, with T = 1 + (frames - 3) / stride rounded down.
     """
+    if frames[0].dtype != torch.float32:
+        return _direct_over_time(frames, weight_OCK, bias, stride=stride, num_equal=num_equal)
     batch_size, _, height, width = frames[0].shape
     num_outputs = (len(frames) - 3) // stride + 1
     y_BTSO = frames[0].new_empty(batch_size, num_outputs, height * width, len(weight_OCK))
@@ -233,6 +256,27 @@ def conv_over_time(
             block = slice(start, start + _PIXELS_AT_ONCE)
             kernel.write([row_SC[block] for row_SC in rows], y_TSO[:, block].unbind(), stride, num_equal)
     return y_BTSO.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+
+
+def _direct_over_time(
+    frames: Sequence[Tensor], weight_OCK: Tensor, bias: Tensor | None, *, stride: int, num_equal: int
+) -> Tensor:
+    """As `conv_over_time`, with every output rounded once."""
+
+    def convolve(seen: Sequence[Tensor], kernel_OCK: Tensor) -> Tensor:
+        y_BOTS = F.conv2d(torch.stack(seen, 2).flatten(3), kernel_OCK.unsqueeze(3), bias, stride=(stride, 1))
+        return y_BOTS.unflatten(3, frames[0].shape[2:])
+
+    outputs, first = [], 0
+    while num_equal - first > 1 and first + 3 <= len(frames):
+        equal = min(num_equal - first, 3)
+        of_equal = weight_OCK[:, :, :equal].sum(2, keepdim=True, dtype=torch.float32).to(weight_OCK.dtype)
+        kernel_OCK = torch.cat([of_equal, weight_OCK[:, :, equal:]], 2)
+        outputs.append(convolve(frames[first + equal - 1 : first + 3], kernel_OCK))
+        first += stride
+    if first + 3 <= len(frames):
+        outputs.append(convolve(frames[first:], weight_OCK))
+    return torch.cat(outputs, 2)
 
 
 class _TimeKernel:

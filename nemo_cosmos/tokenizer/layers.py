@@ -85,7 +85,8 @@ class CausalConv3d(nn.Module):
     def _over_space(self, x_BCTHW: Tensor) -> Tensor:
         x_NCHW, weight, bias = frames_to_batch(x_BCTHW), self.conv3d.weight.squeeze(2), self._bias()
         stride = self.conv3d.stride[1:]
-        if stride == (1, 1) and weight.shape[2:] == (3, 3) and fast_conv.pays(x_NCHW, weight):
+        tiled = self.conv3d.kernel_size[1:] == (3, 3) and stride == (1, 1) and x_NCHW.dtype == torch.float32
+        if tiled and fast_conv.pays(x_NCHW, weight):
             y_NCHW = fast_conv.conv2d(x_NCHW, weight, bias, self.space_padding)
         else:
             y_NCHW = F.conv2d(x_NCHW, weight, bias, stride=stride, padding=self.space_padding)

@@ -91,6 +91,30 @@ def test_conv_over_time_equals_the_direct_sum(num_frames: int, stride: int, num_
         assert (y - expected).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize(("stride", "num_equal"), [(1, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize("num_frames", [3, 4, 7])
+def test_bf16_over_time_is_rounded_as_the_direct_sum_is(num_frames: int, stride: int, num_equal: int) -> None:
+    x, weight, bias = (t.bfloat16() for t in (randn(2, 64, num_frames, 4, 5), kernel(48, 64, 3), randn(48)))
+    x = x.to(memory_format=torch.channels_last_3d)
+    x[:, :, :num_equal] = x[:, :, :1]
+    y = fast_conv.conv_over_time(x.unbind(2), weight, bias, stride=stride, num_equal=num_equal)
+    expected = F.conv3d(x.double(), weight[..., None, None].double(), bias.double(), stride=(stride, 1, 1))
+    assert y.dtype == torch.bfloat16 and y.shape == expected.shape
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    # Outputs have spread 1.4 and 8 bits: rounded once they are off by 2e-3, and by the rounding of summed weights.
+    assert (y - expected).square().mean().sqrt() <= 4e-3
+
+
+def test_bf16_of_doubled_pixels_is_rounded_as_the_direct_sum_is() -> None:
+    x, weight, bias = picture(2, 64, 5, 6).bfloat16(), kernel(48, 64, 3, 3).bfloat16(), randn(48).bfloat16()
+    y = fast_conv.conv2d_of_doubled(x, weight, bias)
+    doubled = x.double().repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = F.conv2d(doubled, weight.double(), bias.double(), padding=1)
+    assert y.dtype == torch.bfloat16 and y.shape == expected.shape
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert (y - expected).square().mean().sqrt() <= 5e-3
+
+
 def test_numbers_of_multiplications() -> None:
     weight, pair = kernel(8, 8, 3, 3), 8 * 8
     mix = 36 * 9 * pair  # of the kernel, once for all pixels
