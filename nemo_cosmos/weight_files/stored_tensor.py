@@ -41,7 +41,8 @@ Weights = Mapping[str, StoredTensor]
 
 def stored(tensors: Mapping[str, torch.Tensor]) -> Weights:
     """Wraps a state dict that is in memory."""
-    return {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
+    # Megatron's modules have an empty `_extra_state`, which is no tensor.
+    return {name: StoredTensor.of(tensor) for name, tensor in tensors.items() if tensor is not None}
 
 
 def read_all(weights: Weights) -> dict[str, torch.Tensor]:

@@ -220,7 +220,7 @@ def test_a_pipeline_tells_its_latents(tmp_path: Path) -> None:
     pipeline.mkdir()
     write_json(pipeline / "model_index.json", {"_class_name": "CosmosTextToWorldPipeline"})
     convert(tmp_path / "ours.safetensors", pipeline / "transformer", to="diffusers")
-    conversion.to_diffusers(tokenizer, pipeline / "vae")
+    conversion.save_diffusers(tokenizer.state_dict(), tokenizer.tokenizer_config, pipeline / "vae")
     convert(pipeline, tmp_path / "nemo", to="nemo")
     card = read_card(tmp_path / "nemo")
     assert card.tokenizer_fingerprint == tokenizer.fingerprint()

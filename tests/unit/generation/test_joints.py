@@ -5,6 +5,7 @@ import pytest
 
 from nemo_cosmos.generation.open import open_world_model
 from nemo_cosmos.generation.sampling import SamplingConfig
+from nemo_cosmos.simulation.rendering import choose_gl
 
 CHUNK, NUM_FRAMES = 17, 49
 HELDOUT_DRIVES = (1_000_000, 1_000_001, 1_000_002)
@@ -13,6 +14,7 @@ HELDOUT_DRIVES = (1_000_000, 1_000_001, 1_000_002)
 @pytest.fixture(scope="module")
 def videos():
     """Drives through towns that no training saw, generated in chunks from their first frame and their actions."""
+    choose_gl()
     street = pytest.importorskip("nemo_cosmos.simulation.street")
     drives = [street.roll_out(seed, name="d", num_frames=NUM_FRAMES, size=128, fps=10.0) for seed in HELDOUT_DRIVES]
     with open_world_model("diffusion_tiny_action") as model:
