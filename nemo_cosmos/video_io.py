@@ -50,6 +50,7 @@ def read_video(
     times = _times(source, name) if first_frame else None
     with _opened(source, name) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
+        decoded: Iterator[av.VideoFrame]
         if times is None:
             decoded = itertools.islice(container.decode(stream), first_frame, None)
         else:
@@ -131,7 +132,7 @@ def _decoded_from(
     if first_frame >= len(times):
         return iter(())
     start = times[first_frame]
-    return itertools.dropwhile(lambda frame: frame.pts < start, _from_key_frame(container, stream, times[0], start))
+    return itertools.dropwhile(lambda f: _shown_at(f) < start, _from_key_frame(container, stream, times[0], start))
 
 
 def _from_key_frame(container: InputContainer, stream: VideoStream, begin: int, start: int) -> Iterator[av.VideoFrame]:
@@ -141,9 +142,14 @@ def _from_key_frame(container: InputContainer, stream: VideoStream, begin: int, 
         frames = container.decode(stream)
         first = next(frames, None)
         # Files are searched by when a frame is decoded, which is before it is shown.
-        if first is not None and first.pts <= start:
+        if first is not None and _shown_at(first) <= start:
             break
     return itertools.chain([] if first is None else [first], frames)
+
+
+def _shown_at(frame: av.VideoFrame) -> int:
+    assert frame.pts is not None  # of a file that tells it of every packet
+    return frame.pts
 
 
 def write_video(path: str | Path, frames: np.ndarray, *, fps: float, crf: int = 16) -> Path:
