@@ -72,11 +72,11 @@ class FullyShardedDataParallel(_BaseDataParallel):
         units = [part for part in module.modules() if isinstance(part, _unit_types(module))]
         mesh = DeviceMesh.from_group(group, current_device().type)
         for unit in (*units, module):
-            fully_shard(
+            sharded = fully_shard(
                 unit, mesh=mesh, shard_placement_fn=lambda parameter: Shard(axes[parameter]), mp_policy=precision
             )
             # gloo takes no averages: then gradients are summed and divided.
-            unit.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")
+            sharded.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")
         for name, parameter in module.named_parameters():
             for mark, value in marks[name].items():  # by which Megatron knows what to add up and what to count once
                 setattr(parameter, mark, value)
@@ -84,11 +84,12 @@ class FullyShardedDataParallel(_BaseDataParallel):
 
 
 def _unit_types(module: nn.Module) -> tuple[type[nn.Module], ...]:
-    while hasattr(module, "module"):  # Megatron's wrapper of bf16 models
-        module = module.module
-    if not hasattr(module, "fsdp_units"):
-        raise user_error("fsdp", type(module).__name__, "a diffusion model", "Use the distributed optimizer instead.")
-    return module.fsdp_units
+    inner: Any = module
+    while hasattr(inner, "module"):  # Megatron's wrapper of bf16 models
+        inner = inner.module
+    if not hasattr(inner, "fsdp_units"):
+        raise user_error("fsdp", type(inner).__name__, "a diffusion model", "Use the distributed optimizer instead.")
+    return inner.fsdp_units
 
 
 def shard_axis(name: str, parameter: torch.Tensor, num_pieces: int) -> int:
@@ -130,6 +131,7 @@ def describe_shard(
         groups: Process groups; `tp` is used.
     """
     [placement], mesh = parameter.placements, parameter.device_mesh
+    assert isinstance(placement, Shard)
     rank, size = mesh.get_local_rank(), mesh.size()
     tp_rank, tp_size = groups.tp.rank(), groups.tp.size()
     offsets = {placement.dim: (rank, size)}

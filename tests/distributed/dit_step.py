@@ -39,8 +39,6 @@ TASKS = {
     "three images": Task(frames=1, batch=3),
     # So few layers that the gradient buffers of two stages are of unlike sizes.
     "few layers": Task(overrides={"num_layers": 2}),
-    # Four ranks can cut a head of 20 into equal pieces, but not one of 18.
-    "wide heads": Task(overrides={"hidden_size": 80, "kv_channels": 20}),
     "no actions, fixed positions": Task(overrides={"action_dim": None, "extra_pos_embed": "sincos"}),
 }
 

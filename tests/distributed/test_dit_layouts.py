@@ -54,7 +54,6 @@ LAYOUTS = {
     "PP2 DP2 distributed optimizer": Layout(pipeline=2, data=2, distributed_optimizer=True, task="few layers"),
     "PP2 CP2 distributed optimizer": Layout(pipeline=2, context=2, distributed_optimizer=True, task="few layers"),
     "TP2 SP DP2 FSDP": Layout(tensor=2, data=2, sequence_parallel=True, fsdp=True),
-    "CP2 DP2 FSDP": Layout(context=2, data=2, fsdp=True, task="wide heads"),
 }
 
 
