@@ -1,8 +1,8 @@
-"""Measures what a conversion takes; run in a process of its own, since a peak counts from a process's start.
+"""Measures what conversions take; run in a process of its own, whose imports are done before.
 
-    python conversion_memory.py SOURCE TARGET FORMAT
+    python conversion_memory.py FOLDER model.pt:nemo:nemo nemo:diffusers:diffusers ...
 
-prints the most bytes of memory that the conversion had beyond what the process had before it.
+prints for each `source:target:format` the most bytes of memory that it had beyond what the process had before it.
 """
 
 import sys
@@ -17,14 +17,16 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main(source: str, target: str, to: str) -> None:
+def main(folder: Path, *steps: str) -> None:
     """Converts small weights first, so that what is imported late and what libraries keep is there already."""
-    convert("diffusion_tiny_text2world", f"{target}.warm-up{Path(target).suffix}", to=to)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
-    before = resident("VmRSS")
-    convert(source, target, to=to)
-    print(resident("VmHWM") - before)
+    for step in steps:
+        source, target, to = step.split(":")
+        convert("diffusion_tiny_text2world", folder / f"small_{target}", to=to)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+        before = resident("VmRSS")
+        convert(folder / source, folder / target, to=to)
+        print(step, resident("VmHWM") - before)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]), *sys.argv[2:])
