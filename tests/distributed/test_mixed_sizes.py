@@ -10,8 +10,8 @@ import torch
 
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel import startup
+from nemo_cosmos.parallel.stored_weights import read_whole
 from nemo_cosmos.training.ema import EMA
-from nemo_cosmos.training.load import read_whole
 from tests.distributed.launch import run_ranks
 from tests.distributed.same import assert_same
 from tests.unit.diffusion.tiny_run import AlternatingLatents, PackedLatents, run

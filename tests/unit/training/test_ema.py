@@ -6,10 +6,10 @@ import torch
 
 from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.parallel.stored_weights import read_whole
 from nemo_cosmos.training.api import pretrain
 from nemo_cosmos.training.defaults import default_log, default_optim, default_trainer
 from nemo_cosmos.training.ema import EMA
-from nemo_cosmos.training.load import read_whole
 from tests.unit.diffusion.tiny_run import RandomLatents, tiny_dit
 
 
