@@ -64,8 +64,8 @@ def load(place: str | Path) -> LoadedTokenizer:
         return LoadedTokenizer(model=model, name=place.name, statistics=statistics)
     raise UserError(
         f"{place}: no tokenizer can be loaded from here, expected a NeMo checkpoint, a published or diffusers folder, "
-        "our own folder, or a .safetensors file with its card beside it. Check the path. If it holds other weights, "
-        "convert it first (nemo-cosmos convert)."
+        "our own folder, or a .safetensors file with its card beside it. Check the path; does it hold other weights? "
+        "Convert it first (nemo-cosmos convert)."
     )
 
 
