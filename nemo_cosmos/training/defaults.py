@@ -30,7 +30,6 @@ def default_trainer(
     vp: int | None = None,
     cp: int = 1,
     sp: bool = False,
-    fsdp: bool = False,
     seed: int = 1234,
     val_every: int | None = None,
     val_batches: int = 0,
@@ -51,7 +50,6 @@ def default_trainer(
         vp: Model chunks per pipeline stage (interleaved schedule).
         cp: Context-parallel size.
         sp: Sequence parallelism inside the tensor-parallel group.
-        fsdp: Shard weights and gradients too over the data- and context-parallel ranks, not Adam's states alone.
         seed: Of weights and dropout.
         val_every: Steps between validations; None validates never.
         val_batches: Global batches per validation.
@@ -72,17 +70,14 @@ def default_trainer(
     if averages and async_save:
         # Weights and average would be written at once, and Megatron has one queue for the results of both.
         raise user_error("async_save", True, "False with ema_decay or ema_power", "Leave one of them out.")
-    if fsdp and pp > 1:
-        raise user_error("fsdp", True, "False with a pipeline", "Leave one of them out.")
     strategy = CosmosMegatronStrategy(
         seed=seed,
-        fsdp="pytorch" if fsdp else None,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=vp,
         context_parallel_size=cp,
         sequence_parallel=sp,
-        ddp=_ddp_config(overlap=on_gpu and not fsdp, averages=bool(averages)),
+        ddp=_ddp_config(on_gpu=on_gpu, averages=bool(averages)),
         ckpt_async_save=async_save,
         # The chunks of one rank hold copies of some weights; Megatron's parallel way would write such a weight twice.
         ckpt_parallel_save=vp is None,
@@ -111,14 +106,14 @@ def default_trainer(
     )
 
 
-def _ddp_config(*, overlap: bool, averages: bool) -> DistributedDataParallelConfig:
+def _ddp_config(*, on_gpu: bool, averages: bool) -> DistributedDataParallelConfig:
     return DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         check_for_nan_in_grad=True,
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=overlap,
+        overlap_grad_reduce=on_gpu,
         # With the overlap, new weights arrive during the next forward pass: an average would take in the old ones.
-        overlap_param_gather=overlap and not averages,
+        overlap_param_gather=on_gpu and not averages,
     )
 
 

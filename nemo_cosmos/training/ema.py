@@ -11,9 +11,9 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from nemo.utils.model_utils import unwrap_model
+from torch import nn
 
 from nemo_cosmos.errors import UserError, user_error
-from nemo_cosmos.parallel.fsdp import local_shard
 from nemo_cosmos.training.load import EMA as EMA_FOLDER
 from nemo_cosmos.training.load import PREFIX
 
@@ -46,7 +46,7 @@ class EMA(pl.Callback):
             raise user_error("EMA power", power, "0 or more", "Use 6.94 for a width of 10% of the training.")
         self._decay = decay
         self._power = power
-        self._shadow: dict[torch.Tensor, torch.Tensor] = {}
+        self._shadow: dict[nn.Parameter, torch.Tensor] = {}
 
     def decay_at(self, step: int) -> float:
         """The decay of the update after optimizer step `step`, which counts from 1."""
@@ -56,9 +56,10 @@ class EMA(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts from the weights, or goes on from the checkpoint that the trainer resumed."""
         self._shadow = {
-            weight: weight.detach().float().clone()
+            parameter: parameter.detach().float().clone()
             for chunk in trainer.strategy.megatron_parallel
-            for weight in (local_shard(parameter) for parameter in chunk.parameters() if parameter.requires_grad)
+            for parameter in chunk.parameters()
+            if parameter.requires_grad
         }
         if trainer.ckpt_path is not None:
             # NeMo names the folder of the weights inside the checkpoint.
@@ -68,8 +69,8 @@ class EMA(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 - as Lightning's
         """Takes in the weights of the step just made."""
         decay = self.decay_at(trainer.global_step)
-        for weight, average in self._shadow.items():
-            average.lerp_(weight.detach().float(), 1 - decay)
+        for parameter, average in self._shadow.items():
+            average.lerp_(parameter.detach().float(), 1 - decay)
 
     def write_beside_checkpoint(self, trainer: pl.Trainer, directory: Path) -> None:
         """Saves the average; called by the strategy while the checkpoint still counts as unfinished."""
