@@ -32,7 +32,6 @@ def default_trainer(
     vp: int | None = None,
     cp: int = 1,
     sp: bool = False,
-    fsdp: bool = False,
     seed: int = 1234,
     val_every: int | None = None,
     val_batches: int = 0,
@@ -53,7 +52,6 @@ def default_trainer(
         vp: Model chunks per pipeline stage (interleaved schedule).
         cp: Context-parallel size.
         sp: Sequence parallelism inside the tensor-parallel group.
-        fsdp: Shard weights and gradients too over the data- and context-parallel ranks, not Adam's states alone.
         seed: Of weights and dropout.
         val_every: Steps between validations; None validates never.
         val_batches: Global batches per validation.
@@ -74,17 +72,14 @@ def default_trainer(
     if averages and async_save:
         # Weights and average would be written at once, and Megatron has one queue for the results of both.
         raise user_error("async_save", True, "False with ema_decay or ema_power", "Leave one of them out.")
-    if fsdp and pp > 1:
-        raise user_error("fsdp", True, "False with a pipeline", "Leave one of them out.")
     strategy = CosmosMegatronStrategy(
         seed=seed,
-        fsdp="pytorch" if fsdp else None,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=vp,
         context_parallel_size=cp,
         sequence_parallel=sp,
-        ddp=_ddp_config(overlap=on_gpu and not fsdp),
+        ddp=_ddp_config(overlap=on_gpu),
         ckpt_async_save=async_save,
         # The chunks of one rank hold copies of some weights; Megatron's parallel way would write such a weight twice.
         ckpt_parallel_save=vp is None,

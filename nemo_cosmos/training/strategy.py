@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,26 +12,14 @@ from lightning.pytorch.strategies.ddp import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
-from nemo.lightning import _strategy_lib, megatron_parallel
+from nemo.lightning import _strategy_lib
 from nemo.lightning.pytorch.strategies.utils import ckpt_to_dir, init_model_parallel
 from torch import nn
 
 from nemo_cosmos.parallel import cpu
-from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, write_as_distributed_optimizer
 from nemo_cosmos.parallel.startup import check_layout, end_model_parallel, save_checkpoints_in_process, seed_ranks
-
-
-@contextlib.contextmanager
-def _wrapping_with(wrapper: type[nn.Module]) -> Iterator[None]:
-    """While open, NeMo wraps models with this class."""
-    ddp, megatron_parallel.DDP = megatron_parallel.DDP, wrapper
-    try:
-        yield
-    finally:
-        megatron_parallel.DDP = ddp
 
 
 class CosmosMegatronStrategy(nl.MegatronStrategy):
@@ -47,37 +34,16 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
       not fit the model, where the data module has their `cache_cards` and the LightningModule a method `check_data`.
     - A callback with a method `write_beside_checkpoint(trainer, directory)` may add files to a checkpoint while it
       still counts as unfinished.
-    - `fsdp="pytorch"`, which NeMo's refuses, shards weights by `nemo_cosmos.parallel.fsdp`.
 
     Args:
         seed: Base of the random states (initialisation, dropout).
         ddp: Megatron's DDP configuration; None gives the default one with a check for NaN gradients.
-        fsdp: `pytorch`, `megatron` (on GPU), or None for Megatron's DDP.
         **kwargs: As for `nl.MegatronStrategy`.
     """
 
-    def __init__(
-        self,
-        *,
-        seed: int = 1234,
-        ddp: DistributedDataParallelConfig | None = None,
-        fsdp: Literal["pytorch", "megatron"] | None = None,
-        **kwargs: Any,  # noqa: ANN401 - NeMo's own arguments
-    ) -> None:
-        super().__init__(
-            ddp=ddp or DistributedDataParallelConfig(check_for_nan_in_grad=True),
-            fsdp=None if fsdp == "pytorch" else fsdp,
-            **kwargs,
-        )
+    def __init__(self, *, seed: int = 1234, ddp: DistributedDataParallelConfig | None = None, **kwargs: Any) -> None:  # noqa: ANN401 - NeMo's own arguments
+        super().__init__(ddp=ddp or DistributedDataParallelConfig(check_for_nan_in_grad=True), **kwargs)
         self.seed = seed
-        self.torch_fsdp = fsdp == "pytorch"
-
-    def connect(self, model: pl.LightningModule) -> None:
-        """Attaches a model; where its weights are sharded, its optimizer has nothing left to distribute."""
-        optim_config = getattr(getattr(model, "optim", None), "config", None)
-        if self.torch_fsdp and isinstance(optim_config, OptimizerConfig):
-            optim_config.use_distributed_optimizer = False
-        super().connect(model)
 
     def setup_distributed(self) -> None:
         """Refuses an impossible layout, then starts the process groups and the random states.
@@ -105,9 +71,8 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         self._seed_step(0)
 
     def init_model_parallel(self) -> None:
-        """Wraps the model for Megatron's DDP, so that its optimizer's states can be saved, or shards its weights."""
-        with _wrapping_with(FullyShardedDataParallel if self.torch_fsdp else megatron_parallel.DDP):
-            super().init_model_parallel()
+        """Wraps the model for Megatron's DDP, so that its optimizer's states can be saved."""
+        super().init_model_parallel()
         # Megatron's reshardable checkpoints gather a buffer without its buckets' padding, and then look parameters up
         # where they stand with it: states of all but the first bucket would go to the wrong parameters.
         for ddp in (chunk.module for chunk in self.megatron_parallel):
@@ -120,8 +85,6 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         """Makes the optimizers of a fit. NeMo's own expects them in a validation too, where Lightning makes none."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().setup_optimizers(trainer)
-            for optimizer in self.optimizers if self.torch_fsdp else ():
-                write_as_distributed_optimizer(optimizer.mcore_optimizer)
 
     def training_step(self, dataloader_iter: Iterator, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401 - as NeMo's
         """Forward and backward of one global batch; logs the loss."""

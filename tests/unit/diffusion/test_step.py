@@ -160,9 +160,9 @@ def test_samples_of_several_sizes_do_not_go_through_a_pipeline_that_expects_one(
         ({"text_dim": 384}, {}, "text_dim of the cache: got 384, expected 12"),
         ({}, {"context_parallel_size": 3}, "context-parallel size: got 3, .*32 tokens.*Nearest: 2 or 4"),
         (
-            {"latent_shape": (16, 1, 4, 6)},
+            {"latent_shape": (16, 3, 4, 6)},
             {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True},
-            "context-parallel size x tensor-parallel size: got 4, .*6 tokens",
+            "context-parallel size x tensor-parallel size: got 4, .*18 tokens",
         ),
     ],
 )
@@ -172,6 +172,12 @@ def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, me
         setattr(model.config, name, value)
     with pytest.raises(UserError, match=message):
         model.check_data(dataclasses.replace(CARD, **card))
+
+
+def test_tokens_of_images_need_not_divide_by_the_context_parallel_ranks() -> None:
+    model = DiffusionModel(tiny_dit())
+    model.config.context_parallel_size = 4
+    model.check_data(dataclasses.replace(CARD, latent_shape=(16, 1, 4, 6)))
 
 
 def test_data_are_checked_before_the_model_is_built(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import torch
 
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel.fsdp import shard_axis
-from nemo_cosmos.training.defaults import default_trainer
 
 
 @pytest.mark.parametrize(
@@ -20,8 +19,3 @@ def test_a_weight_is_sharded_along_its_first_axis_that_divides(shape: tuple[int,
 def test_a_weight_that_does_not_divide_is_named() -> None:
     with pytest.raises(UserError, match=r"norm.weight, whose shape is \(18,\)"):
         shard_axis("norm.weight", torch.empty(18), 4)
-
-
-def test_sharded_weights_go_without_a_pipeline() -> None:
-    with pytest.raises(UserError, match="pipeline"):
-        default_trainer(max_steps=1, devices=2, pp=2, fsdp=True)
