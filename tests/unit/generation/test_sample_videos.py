@@ -84,7 +84,7 @@ def test_another_tokenizer_than_the_latents_is_refused(latents: Path, tmp_path: 
     fingerprint = load_tokenizer("tokenizer_tiny").model.fingerprint()
     (other / "cache.json").write_text(card.replace(fingerprint, "another"))
     with pytest.raises(
-        UserError, match=r"tokenizer of SampleVideos: got tokenizer_tiny .*expected the latents' \(anot"
+        UserError, match=r"tokenizer of SampleVideos: got 'tokenizer_tiny .*expected the latents' \(anot"
     ):
         train(tmp_path / "run", other, [SampleVideos(every=2, tokenizer="tokenizer_tiny")])
 
