@@ -40,9 +40,9 @@ def on_first_rank(work: Callable[[], Result]) -> Result:
             raise
         _broadcast((result, None))
         return result
-    result, error = _broadcast(None)
-    if error is not None:
-        raise error
+    result, failure = _broadcast(None)
+    if failure is not None:
+        raise failure
     return result
 
 

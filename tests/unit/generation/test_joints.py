@@ -14,7 +14,6 @@ HELDOUT_DRIVES = (1_000_000, 1_000_001, 1_000_002)
 @pytest.fixture(scope="module")
 def videos():
     """Drives through towns that no training saw, generated in two chunks from their first frame and their actions."""
-    pytest.importorskip("mujoco")
     choose_gl()
     from nemo_cosmos.simulation import street
 
