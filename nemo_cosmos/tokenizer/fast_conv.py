@@ -26,6 +26,8 @@ _TILE = 4
 """Edge of the square of outputs that are computed together, from (_TILE + 2)^2 products instead of 9 _TILE^2."""
 _MIN_CHANNELS = 64
 """With fewer, the transforms cost more than the multiplications that they save."""
+_MIN_PIXELS = 512
+"""With fewer, of all frames, transforming the weights costs more."""
 _TILES_AT_ONCE = 128
 """Tiles in memory together: rows enough for a matrix product, and few enough for the cache."""
 _PIXELS_AT_ONCE = 1024
@@ -50,13 +52,16 @@ def applies(x: Tensor) -> bool:
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer may use the convolutions here and gains by it, having channels enough.
+    """Whether a layer may use the convolutions here and gains by it, having channels and pixels enough.
 
     Args:
-        x: The layer's input.
+        x: The layer's input [B, C, ...].
         weight: The kernel [O, C, ...].
     """
-    return applies(x) and min(weight.shape[:2]) >= _MIN_CHANNELS
+    # Asked first, for sizes are not to be looked at while a program is recorded.
+    if not applies(x):
+        return False
+    return min(weight.shape[:2]) >= _MIN_CHANNELS and x.numel() >= _MIN_PIXELS * x.shape[1]
 
 
 def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
