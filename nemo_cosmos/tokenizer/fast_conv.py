@@ -26,7 +26,9 @@ _TILE = 4
 """Edge of the square of outputs that are computed together, from (_TILE + 2)^2 products instead of 9 _TILE^2."""
 _MIN_CHANNELS = 64
 """With fewer, the transforms cost more than the multiplications that they save."""
-_TILES_AT_ONCE = 256
+_MIN_PIXELS = 512
+"""With fewer, of all frames, transforming the weights costs more."""
+_TILES_AT_ONCE = 128
 """Tiles in memory together: rows enough for a matrix product, and few enough for the cache."""
 _PIXELS_AT_ONCE = 1024
 """Pixels that a convolution over time works on together, for the same reasons."""
@@ -50,13 +52,16 @@ def applies(x: Tensor) -> bool:
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer may use the convolutions here and gains by it, having channels enough.
+    """Whether a layer may use the convolutions here and gains by it, having channels and pixels enough.
 
     Args:
-        x: The layer's input.
+        x: The layer's input [B, C, ...].
         weight: The kernel [O, C, ...].
     """
-    return applies(x) and min(weight.shape[:2]) >= _MIN_CHANNELS
+    # Asked first, for sizes are not to be looked at while a program is recorded.
+    if not applies(x):
+        return False
+    return min(weight.shape[:2]) >= _MIN_CHANNELS and x.numel() >= _MIN_PIXELS * x.shape[1]
 
 
 def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
@@ -78,8 +83,9 @@ def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tu
     above, aside = padding
     height, width = in_height + 2 * above - 2, in_width + 2 * aside - 2
     rows, columns = -(-height // _TILE), -(-width // _TILE)
-    weight_PCO = _mixed_kernel(weight_OCHW, x_NHWC.new_tensor(_KERNEL_MIX)).transpose(1, 2)
+    # What outlives the call comes first: freed below it, the rest would leave holes in the allocator's memory.
     y_NHWC = x_NHWC.new_empty(num_frames, rows * _TILE, columns * _TILE, len(weight_OCHW))
+    weight_PCO = _mixed_kernel(weight_OCHW, x_NHWC.new_tensor(_KERNEL_MIX)).transpose(1, 2)
     frames_at_once = max(1, _TILES_AT_ONCE // (rows * columns))
     rows_at_once = max(1, _TILES_AT_ONCE // columns)
     for x_part, y_part in zip(x_NHWC.split(frames_at_once), y_NHWC.split(frames_at_once), strict=True):
@@ -87,8 +93,8 @@ def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tu
         padded_NHWC[:, above : above + in_height, aside : aside + in_width] = x_part
         for row in range(0, rows, rows_at_once):
             start, stop = row * _TILE, min(row + rows_at_once, rows) * _TILE
-            tiles_PSC = _input_tiles(padded_NHWC[:, start : stop + 2])
-            _write_output_tiles(torch.bmm(tiles_PSC, weight_PCO), y_part[:, start:stop])
+            tiles, outputs = padded_NHWC[:, start : stop + 2], y_part[:, start:stop]
+            _write_output_tiles(torch.bmm(_input_tiles(tiles), weight_PCO), outputs)
         if bias is not None:
             y_part += bias
     return y_NHWC[:, :height, :width].contiguous().permute(0, 3, 1, 2)
@@ -178,9 +184,9 @@ def conv2d_of_doubled(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None) 
     if x_NCHW.dtype != torch.float32:
         return _phases_of_doubled(x_NCHW, weight_OCHW, bias)
     num_frames, channels, height, width = x_NCHW.shape
+    y_NHWO = x_NCHW.new_empty(num_frames, 2 * height, 2 * width, len(weight_OCHW))
     mix_PK = x_NCHW.new_tensor(((1, 0, 0), (1, 1, 1), (0, 0, 1)))
     weight_PPCO = _mixed_kernel(weight_OCHW, mix_PK).transpose(1, 2).unflatten(0, (3, 3))
-    y_NHWO = x_NCHW.new_empty(num_frames, 2 * height, 2 * width, len(weight_OCHW))
     padded_HWC = x_NCHW.new_zeros(height + 2, width + 2, channels)
     for x_HWC, y_HWO in zip(x_NCHW.permute(0, 2, 3, 1), y_NHWO, strict=True):
         padded_HWC[1:-1, 1:-1] = x_HWC

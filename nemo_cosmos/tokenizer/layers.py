@@ -181,8 +181,12 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T, H, W]."""
-        h_BCTHW = self.conv1(silu(self.norm1(x_BCTHW)), past)
-        h_BCTHW = self.conv2(silu(self.norm2(h_BCTHW)), past)
+        h_BCTHW = x_BCTHW
+        for norm, (space, time) in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
+            # One step a line, so that the tensor before is free when the next one is made.
+            h_BCTHW = silu(norm(h_BCTHW))
+            h_BCTHW = space(h_BCTHW)
+            h_BCTHW = time(h_BCTHW, past)
         return add(h_BCTHW, self.nin_shortcut(x_BCTHW))
 
 
