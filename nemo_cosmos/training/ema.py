@@ -12,7 +12,6 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from nemo.utils.model_utils import unwrap_model
-from torch import nn
 
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.parallel.masters import MasterShard, master_shards
