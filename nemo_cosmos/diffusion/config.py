@@ -98,6 +98,9 @@ class DiTConfig(TransformerConfig):
             # Two interleaved stages are each other's next and previous one: in one batch of messages Megatron takes
             # hidden states for gradients, where it sends them one by one it does not.
             self.overlap_p2p_comm, self.batch_p2p_comm = True, False
+        if self.variable_seq_lengths:
+            # Megatron refuses its default with them, although this model has no experts to dispatch to.
+            self.moe_token_dispatcher_type = "alltoall"
         super().__post_init__()
         self._check_sizes()
         self._check_recomputation()

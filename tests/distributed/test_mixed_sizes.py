@@ -25,8 +25,6 @@ LAYOUTS = {
     "packed_pp2": (PackedLatents, {"pp": 2}, SIZES),
     "packed_dp2": (PackedLatents, {}, {}),
     "alternating_cp2": (AlternatingLatents, {"cp": 2}, {}),
-    "alternating_pp2": (AlternatingLatents, {"pp": 2}, SIZES),
-    "alternating_dp2": (AlternatingLatents, {}, {}),
 }
 
 
@@ -36,7 +34,6 @@ def _train(rank: int, folder: Path) -> None:
         run(folder / name, steps=STEPS, data=data, config=config, devices=2, callbacks=[average], **layout)
         whole = sum(shard.shape.numel() for shard in average._shards.values())
         torch.save((sum(a.numel() for a in average._shadow.values()), whole), folder / f"{name}_{rank}.pt")
-        startup.shutdown()
 
 
 def _refused(rank: int, folder: Path) -> None:
@@ -77,7 +74,7 @@ def test_two_ranks_average_like_one(runs: Path, name: str) -> None:
         assert_same(weight, got[weight], value, relative=2e-5, floor=2e-6)
 
 
-@pytest.mark.parametrize("name", ["packed_dp2", "alternating_dp2", "alternating_cp2"])
+@pytest.mark.parametrize("name", ["packed_dp2", "alternating_cp2"])
 def test_each_rank_averages_its_part_of_the_weights(runs: Path, name: str) -> None:
     """What the optimizer shares out, over data- and context-parallel ranks, the average does too."""
     parts = [torch.load(runs / f"{name}_{rank}.pt") for rank in range(2)]
