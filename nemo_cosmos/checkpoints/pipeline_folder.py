@@ -18,7 +18,7 @@ from nemo_cosmos.diffusion.architecture import architecture_of
 from nemo_cosmos.diffusion.warm_start import copy_whole_weights
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import read_json
-from nemo_cosmos.text import TextEncoder, TextEncoderConfig
+from nemo_cosmos.text import CachedTextEncoder, load_text_encoder
 from nemo_cosmos.tokenizer.conversion import read_diffusers_weights
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _INDEX = "model_index.json"
 _PIPELINES = ("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline")
-_MAX_TOKENS = 512
-"""The pipelines' `max_sequence_length`."""
 
 
 def is_pipeline(place: str | Path) -> bool:
@@ -79,7 +77,7 @@ class PipelineFolder:
             tokenizer_fingerprint=self.tokenizer().fingerprint(),
             latent_mean=tuple(vae.get("latents_mean") or (0.0,) * config.in_channels),
             latent_std=tuple(vae.get("latents_std") or (1.0,) * config.in_channels),
-            text_encoder=self.folder.name,
+            text_encoder=str(self.folder),
             versions={"nemo_cosmos": __version__},
         )
 
@@ -100,15 +98,9 @@ class PipelineFolder:
         """
         return load_tokenizer(self.folder / "vae").model
 
-    def text_encoder(self) -> TextEncoder:
+    def text_encoder(self) -> CachedTextEncoder:
         """T5 with the folder's own weights, on the CPU."""
-        from transformers import AutoTokenizer, T5EncoderModel
-
-        model = T5EncoderModel.from_pretrained(self.folder / "text_encoder").eval().requires_grad_(False)
-        config = TextEncoderConfig(
-            name=self.folder.name, dim=model.config.d_model, max_length=_MAX_TOKENS, architecture="t5"
-        )
-        return TextEncoder(config, AutoTokenizer.from_pretrained(self.folder / "tokenizer"), model)
+        return load_text_encoder(self.folder)
 
     def schedule(self) -> Schedule:
         """The noise levels of the scheduler; absent fields have diffusers' defaults.

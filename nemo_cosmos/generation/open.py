@@ -24,7 +24,7 @@ from nemo_cosmos.parallel.branches import BranchRanks
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.sharded_weights import shard_weights
 from nemo_cosmos.parallel.startup import initialize, world_size
-from nemo_cosmos.text import TEXT_ENCODERS, TextEncoder, load_text_encoder
+from nemo_cosmos.text import TEXT_ENCODERS, CachedTextEncoder, load_text_encoder
 from nemo_cosmos.tokenizer.model import Tokenizer
 
 _TOKENIZER = "tokenizer_tiny"
@@ -37,7 +37,7 @@ class WorldModelSource:
 
     network: StoredNetwork
     load_tokenizer: Callable[[], Tokenizer]
-    load_text_encoder: Callable[[], TextEncoder]
+    load_text_encoder: Callable[[], CachedTextEncoder]
     edm: EDM = EDM()
     levels: dict[str, Any] = field(default_factory=dict)
     """Noise levels that the checkpoint names, as fields of `SamplingConfig`."""
@@ -126,7 +126,9 @@ def _place(network: CosmosDiT, layout: GenerationLayout) -> CosmosDiT:
 
 
 def _text_encoder_of(card: CheckpointCard, width: int) -> str:
-    """The encoder that the card names, else the only one of the network's width."""
+    """The encoder that the card names, by its own name or by its folder, else the only one of the network's width."""
+    if card.text_encoder is not None and Path(card.text_encoder).is_dir():
+        return card.text_encoder
     fitting = [name for name, config in TEXT_ENCODERS.items() if config.dim == width]
     if card.text_encoder in fitting:
         return card.text_encoder

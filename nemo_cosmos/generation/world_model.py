@@ -34,7 +34,7 @@ from nemo_cosmos.video_io import resize_frames, to_model, to_pixels
 if TYPE_CHECKING:
     from nemo_cosmos.diffusion.config import DiTConfig
     from nemo_cosmos.diffusion.model import CosmosDiT
-    from nemo_cosmos.text import TextEncoder
+    from nemo_cosmos.text import CachedTextEncoder
     from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 
@@ -63,7 +63,7 @@ class WorldModel:
     """The network's, with its parallel layout."""
     network: Stage[CosmosDiT]
     tokenizer: Stage[CausalVideoTokenizer]
-    text_encoder: Stage[TextEncoder]
+    text_encoder: Stage[CachedTextEncoder]
     card: CheckpointCard
     """Of the network: its latent statistics and the tokenizer it was trained with."""
     edm: EDM
@@ -312,7 +312,7 @@ class WorldModel:
         Those of an empty prompt are zeros, which is how text dropout trains the network.
         """
 
-        def encode(encoder: TextEncoder) -> list[torch.Tensor]:
+        def encode(encoder: CachedTextEncoder) -> list[torch.Tensor]:
             return [encoder.encode(prompts)[0] for prompts in groups]
 
         # One rank has the encoder in memory and hands out its states: it may be larger than the network.
