@@ -62,7 +62,7 @@ def master_shards(
         chunks: The model's, as Megatron wraps them.
         optimizers: NeMo's wrappers of Megatron's optimizers; parameters of others are taken whole from the model.
     """
-    shards = {}
+    shards: dict[nn.Parameter, MasterShard] = {}
     for optimizer in optimizers:
         for distributed in _distributed(getattr(optimizer, "mcore_optimizer", None)):
             shards |= _shards_of(distributed)
