@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.parallel.stages import run_stages
-from nemo_cosmos.parallel.tokens import token_shard
 
 
 class StagedNetwork:
@@ -24,9 +22,7 @@ class StagedNetwork:
 
     def __call__(self, x_BCTHW: torch.Tensor, *conditions: torch.Tensor, **more: Any) -> torch.Tensor:  # noqa: ANN401 - those of CosmosDiT.forward
         """Predicts; see `CosmosDiT.forward`."""
-        network, config, groups = self._network, self._network.config, self._network.groups
-        num_tokens = math.prod(config.token_grid(tuple(x_BCTHW.shape[2:])))
-        shard = token_shard(num_tokens, groups, sequence_parallel=config.sequence_parallel)
+        network = self._network
 
         def stage(hidden: torch.Tensor | None) -> torch.Tensor:
             if hidden is not None:
@@ -35,9 +31,8 @@ class StagedNetwork:
 
         return run_stages(
             stage,
-            groups.pp,
-            hidden_shape=(len(shard), len(x_BCTHW), config.hidden_size),
-            output_shape=(len(x_BCTHW), config.out_channels, *x_BCTHW.shape[2:]),
+            network.groups.pp,
+            output_shape=(len(x_BCTHW), network.config.out_channels, *x_BCTHW.shape[2:]),
             dtype=next(network.parameters()).dtype,
             device=x_BCTHW.device,
         )

@@ -30,7 +30,6 @@ def run_stages(
     stage: Callable[[torch.Tensor | None], torch.Tensor],
     group: ProcessGroup,
     *,
-    hidden_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
@@ -38,10 +37,9 @@ def run_stages(
     """Runs the pipeline's stages one after the other, without gradients.
 
     Args:
-        stage: This rank's; takes the hidden states of the stage before, None on the first, and returns its own, on the
-            last the output.
+        stage: This rank's; takes what the stage before made, three-dimensional, None on the first, and returns its own,
+            on the last the output.
         group: The pipeline-parallel ranks.
-        hidden_shape: Of hidden states.
         output_shape: Of the output.
         dtype: Of both.
         device: Of this rank.
@@ -52,10 +50,14 @@ def run_stages(
     last = group.size() - 1
     received = None
     if group.rank() > 0:
-        received = torch.empty(hidden_shape, dtype=dtype, device=device)
+        shape = torch.empty(3, dtype=torch.int64, device=device)
+        dist.recv(shape, group=group, group_src=group.rank() - 1)
+        received = torch.empty(shape.tolist(), dtype=dtype, device=device)
         dist.recv(received, group=group, group_src=group.rank() - 1)
     result = stage(received).contiguous()
     if group.rank() < last:
+        # The stages alone know what crosses, so its shape goes ahead, as in Megatron's schedules.
+        dist.send(torch.tensor(result.shape, device=device), group=group, group_dst=group.rank() + 1)
         dist.send(result, group=group, group_dst=group.rank() + 1)
         result = torch.empty(output_shape, dtype=dtype, device=device)
     dist.broadcast(result, group=group, group_src=last)

@@ -50,14 +50,14 @@ def run_in_every_layout(rank: int, meeting: Path, folder: Path) -> None:
         run(folder / f"{name} of images", steps=1, images=True, devices=2, **sizes)
 
 
-def assert_like_one(folder: Path, name: str, *, steps: int, one: str = "one") -> None:
+def assert_like_one(folder: Path, name: str, *, steps: int, one: str = "one", relative: float = 1e-5) -> None:
     got, expected = (
         [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()] for run in (name, one)
     )
     assert len(got) == steps
     for ours, theirs in zip(got, expected, strict=False):
         for figure in ("loss", "grad_norm"):
-            assert ours[figure] == pytest.approx(theirs[figure], rel=1e-5), (name, ours["step"], figure)
+            assert ours[figure] == pytest.approx(theirs[figure], rel=relative), (name, ours["step"], figure)
 
 
 def test_two_processes_train_like_one_in_every_layout(tmp_path: Path) -> None:
@@ -69,7 +69,9 @@ def test_two_processes_train_like_one_in_every_layout(tmp_path: Path) -> None:
     run_ranks(run_in_every_layout, 2, tmp_path / "meeting", tmp_path)
     for name in LAYOUTS:
         assert_like_one(tmp_path, name, steps=1)
-        assert_like_one(tmp_path, f"{name} of images", steps=1, one="one of images")
+        # Rounding turns signs of L1's gradient, each of which weighs more in a picture's few pixels: 3.5e-5 was seen.
+        # `test_tokenizer_layouts` compares every gradient of pictures under a smooth loss, and more tightly.
+        assert_like_one(tmp_path, f"{name} of images", steps=1, one="one of images", relative=1e-4)
     run(tmp_path / "TP2", steps=2)  # one process goes on
     startup.shutdown()
     assert_like_one(tmp_path, "TP2", steps=2)
