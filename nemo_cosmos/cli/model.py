@@ -168,7 +168,7 @@ def convert(
         str,
         typer.Argument(
             help="NeMo checkpoint, diffusers or published folder, reference .jit, .pt or .safetensors, or "
-            "hf://OWNER/NAME[@REVISION][/PATH]."
+            "hf://OWNER/NAME, hf://OWNER/NAME@REVISION or with /PATH behind."
         ),
     ],
     target: Annotated[Path, typer.Argument(help="Folder or file to write.")],
