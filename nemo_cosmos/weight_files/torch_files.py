@@ -21,7 +21,7 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.weight_files.safetensors_files import write_values
 from nemo_cosmos.weight_files.stored_tensor import StoredTensor, Weights
 
-_MOST_MAPPED_BYTES = 1 << 26
+_MOST_MAPPED_BYTES = 1 << 24
 """What is mapped and was read counts as memory of the process, so the file is mapped anew after so much of it."""
 _ALIGNMENT = 64
 """Bytes to which torch aligns tensors in the zip."""
