@@ -207,9 +207,12 @@ def test_guidance_moves_away_from_the_unconditional_branch(model, first_frames):
         ({"num_frames": 16}, "num_frames: got 16.*nearest is 17"),
         ({"width": 0}, "height, width"),
         ({"height": 4000}, "latent size T, H, W: got .*at most"),
+        ({"num_steps": 0}, "num_steps: got 0"),
+        ({"sigma_min": 90.0}, "sigma_min, sigma_max"),
     ],
 )
-def test_impossible_sizes_are_refused(model, values, message):
+def test_impossible_values_are_refused_before_anything_is_encoded(model, monkeypatch, values, message):
+    monkeypatch.setattr(WorldModel, "_text", lambda *_: pytest.fail("a prompt was encoded"))
     with pytest.raises(UserError, match=message):
         model.generate(["a car"], dataclasses.replace(SAMPLING, **values))
 
@@ -224,6 +227,10 @@ def test_conditions_that_do_not_fit_the_model_are_refused(model, action_model, f
         action_model.generate(["a car"], SAMPLING, first_frames=[first_frames], actions=actions[:, :8])
     with pytest.raises(UserError, match=r"actions: got \(1, 16, 6\), expected .*7\].* Give one row of seven numbers"):
         action_model.generate(["a car"], SAMPLING, first_frames=[first_frames], actions=actions[..., :6])
+    with pytest.raises(UserError, match=r"prompts, seeds: got \(2, 1\), expected one or more, and as many"):
+        model.generate(["a car", "an arm"], SAMPLING, seeds=[1])
+    with pytest.raises(UserError, match=r"prompts, seeds: got \(0, 0\)"):
+        model.generate([], SAMPLING)
     with pytest.raises(UserError, match="one entry per prompt"):
         model.generate(["a car", "an arm"], SAMPLING, first_frames=[first_frames])
 
