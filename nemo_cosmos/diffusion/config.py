@@ -214,7 +214,7 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
     """Refuses a parallel layout that this model cannot be cut into.
 
     Args:
-        config: The model; `sequence_parallel` and `virtual_pipeline_model_parallel_size` are read.
+        config: The model; `sequence_parallel`, `cp_comm_type` and `virtual_pipeline_model_parallel_size` are read.
         tp: Tensor-parallel size.
         pp: Pipeline-parallel size.
         cp: Context-parallel size.
@@ -232,6 +232,13 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
             tp,
             f"a divisor of the {config.num_attention_heads} heads and of ffn_hidden_size {config.ffn_hidden_size}",
             f"Nearest: {_nearest_divisors(tp, config.num_attention_heads, config.ffn_hidden_size)}.",
+        )
+    if config.cp_comm_type == "a2a" and config.num_attention_heads // tp % cp:
+        raise user_error(
+            "context-parallel size",
+            cp,
+            f"a divisor of the {config.num_attention_heads // tp} heads of a rank, with cp_comm_type 'a2a'",
+            f"Nearest: {_nearest_divisors(cp, config.num_attention_heads // tp)}; or cp_comm_type 'p2p'.",
         )
     _check_pipeline(config, pp)
     if config.sequence_parallel and tp == 1:
