@@ -97,7 +97,6 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         init_from: Safetensors file of whole weights to start from; None starts anew. A base model without action
             layers may start one that has them.
         seed: Of all random draws; see `conditioning.draw`.
-        temporal_compression: Pixel frames per latent frame of the tokenizer, for grouping actions.
 
     Raises:
         UserError: Frames are to be given to a network that has no channel to tell them by.
@@ -112,7 +111,6 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         optim: OptimizerModule | None = None,
         init_from: str | None = None,
         seed: int = 1234,
-        temporal_compression: int = 8,
     ) -> None:
         super().__init__()
         self.config = config
@@ -127,7 +125,6 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             )
         self.init_from = init_from
         self.seed = seed
-        self.temporal_compression = temporal_compression
         self.optim = optim or MegatronOptimizerModule(
             config=OptimizerConfig(lr=2**-14.3, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.99, bf16=config.bf16)
         )
@@ -185,6 +182,14 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 f"{config.crossattn_emb_channels}, the model's crossattn_emb_channels",
                 "Tokenize with the text encoder that the model is made for, or change the model.",
             )
+        led_to = (size[0] - 1) * config.action_frames_per_latent
+        if config.action_dim is not None and card.num_frames - 1 != led_to:
+            raise user_error(
+                "action_frames_per_latent",
+                config.action_frames_per_latent,
+                f"the {card.num_frames} frames of a sample to be one and as many for each further latent frame",
+                "Set it to the tokenizer's temporal compression.",
+            )
         num_tokens = math.prod(config.token_grid(tuple(size)))
         self._check_condition_frames(size[0])
         check_layout(
@@ -233,7 +238,6 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             conditioning=self.conditioning,
             init_from=self.init_from,
             seed=self.seed,
-            temporal_compression=self.temporal_compression,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401 - hands on to the network
@@ -323,7 +327,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             "fps": batch["fps"],
         }
         if self.config.action_dim is not None:
-            grouped = actions_per_latent_frame(batch["actions"], self.temporal_compression)
+            grouped = actions_per_latent_frame(batch["actions"], self.config.action_frames_per_latent)
             made["actions"] = grouped * draws.keep_actions.view(-1, 1, 1)
         return made
 

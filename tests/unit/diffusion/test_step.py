@@ -265,6 +265,13 @@ def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, me
         ({}, {"virtual_pipeline_model_parallel_size": 2}, 0, {"is_packed": True}, "virtual pipeline-parallel size"),
         ({"action_dim": 7}, {}, 0, {"with_actions": False}, "with_actions of the data: got False, expected True, for"),
         ({}, {}, 0, {"with_actions": True}, "with_actions of the data: got True, expected False, .*action_dim None"),
+        (
+            {"action_dim": 7, "action_frames_per_latent": 4},
+            {},
+            0,
+            {},
+            "action_frames_per_latent: got 4, .*the 9 frames",
+        ),
         ({}, {}, 2, {}, "max_condition_frames: got 2, expected fewer than the 2 latent frames"),
     ],
 )
