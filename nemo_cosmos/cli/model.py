@@ -95,7 +95,7 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels; 128 or 704.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; 128 or 1280.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second; 10 or 24.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Denoising steps; 4 or 35.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Denoising steps; 4 or 36.")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, res_2ab or dpmpp_2m; euler or res_2ab.")] = None,
     guidance: Annotated[float | None, typer.Option(help="g in cond + g (cond - uncond); 0 or 7.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
