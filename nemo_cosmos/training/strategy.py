@@ -37,7 +37,7 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
       still counts as unfinished.
 
     Args:
-        seed: Base of the random states (initialisation, dropout).
+        seed: Base of the random states (dropout, and first weights of models that are drawn from these).
         ddp: Megatron's DDP configuration; None gives the default one with a check for NaN gradients.
         **kwargs: As for `nl.MegatronStrategy`.
     """
