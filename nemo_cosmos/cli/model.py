@@ -45,6 +45,12 @@ def train_stages(
     latents_quality: Annotated[
         str, typer.Option(help="Latent cache of the best of these, for the third stage.")
     ] = "runs/latents_quality",
+    pictures: Annotated[
+        str | None, typer.Option(help="Latent cache of single frames, for every other batch of the first stage.")
+    ] = None,
+    pictures_highres: Annotated[
+        str | None, typer.Option(help="Latent cache of larger ones, for the second and the third stage.")
+    ] = None,
     directory: Annotated[str, typer.Option(help="Folder for all stages; the same one again goes on.")] = "runs/stages",
     max_steps: Annotated[
         tuple[int, int, int, int] | None, typer.Option(help="Steps of each stage, instead of the recipes' own.")
@@ -58,13 +64,18 @@ def train_stages(
     Each stage starts from the weights of the one before. A stage that was interrupted goes on, a finished one is passed
     over.
     """
+    from nemo_cosmos.errors import user_error
     from recipes.diffusion_stages import stages_of, submit_stages
 
+    if dryrun and not slurm:
+        raise user_error("--dryrun", True, "to stand with --slurm", "Give both, or see `nemo-cosmos recipes show`.")
     stages = stages_of(
         size,
         latents=latents,
         latents_highres=latents_highres,
         latents_quality=latents_quality,
+        pictures=pictures,
+        pictures_highres=pictures_highres,
         directory=directory,
         max_steps=max_steps,
         **({} if num_nodes is None else {"num_nodes": num_nodes}),
