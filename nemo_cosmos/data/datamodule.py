@@ -170,7 +170,7 @@ class LatentDataModule(_LatentModule):
             must be the cache's.
         micro_batch_size: Samples per forward pass and data-parallel rank.
         global_batch_size: Samples per optimizer step.
-        patch_spatial: Latent pixels per token and axis; sets the token count that pipeline stages exchange.
+        patch_spatial: Latent pixels per token and axis; sets the sequence length that Megatron is told.
         seed: Of the sample order.
         num_workers: Loader processes.
 

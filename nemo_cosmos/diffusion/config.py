@@ -214,7 +214,8 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
     """Refuses a parallel layout that this model cannot be cut into.
 
     Args:
-        config: The model; `sequence_parallel`, `cp_comm_type` and `virtual_pipeline_model_parallel_size` are read.
+        config: The model; `sequence_parallel`, `cp_comm_type`, `variable_seq_lengths` and
+            `virtual_pipeline_model_parallel_size` are read.
         tp: Tensor-parallel size.
         pp: Pipeline-parallel size.
         cp: Context-parallel size.
@@ -255,23 +256,15 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
         )
 
 
-def check_variable_lengths(config: DiTConfig, pp: int) -> None:
-    """Refuses a pipeline whose stages expect sequences of one length.
+def check_variable_lengths(config: DiTConfig) -> None:
+    """Refuses a pipeline that samples of different lengths do not go through.
 
     Args:
-        config: The model; `variable_seq_lengths` and `virtual_pipeline_model_parallel_size` are read.
-        pp: Pipeline-parallel size.
+        config: The model; `virtual_pipeline_model_parallel_size` is read.
 
     Raises:
         UserError: With the reason and what would do.
     """
-    if pp > 1 and not config.variable_seq_lengths:
-        raise user_error(
-            "variable_seq_lengths",
-            False,
-            "True, for samples differ in length and the model is cut into pipeline stages",
-            "Set it in the model's configuration.",
-        )
     if config.virtual_pipeline_model_parallel_size is not None:
         # Megatron sends lengths in one batch of messages, in which two stages take those of hidden states for those of
         # gradients.
@@ -284,6 +277,13 @@ def check_variable_lengths(config: DiTConfig, pp: int) -> None:
 
 
 def _check_pipeline(config: DiTConfig, pp: int) -> None:
+    if pp > 1 and not config.variable_seq_lengths:
+        raise user_error(
+            "variable_seq_lengths",
+            False,
+            "True where the model is cut into pipeline stages, for more crosses than a sample has tokens",
+            "Leave it as it is by default.",
+        )
     if config.pipeline_model_parallel_layout is not None or config.num_layers_in_first_pipeline_stage is not None:
         return  # Megatron has checked layouts that the user wrote by hand.
     chunks = config.virtual_pipeline_model_parallel_size or 1

@@ -164,7 +164,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 "Change one of the two.",
             )
         if len({self._check_cache(card) for card in cards}) > 1 or is_packed:
-            check_variable_lengths(config, config.pipeline_model_parallel_size)
+            check_variable_lengths(config)
 
     def _check_cache(self, card: LatentCacheCard) -> int:
         config, (channels, *size) = self.config, card.latent_shape
