@@ -119,10 +119,13 @@ def at_published_size(
 
 def _action_finetune(size: Callable[..., Any], latents: str, base: str, **config: bool) -> run.Partial:
     from nemo_cosmos.contracts import ACTION_DIM
+    from nemo_cosmos.diffusion.objective import EDM
     from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS
     from nemo_cosmos.post_training.action import action_conditioned
 
-    model = run.Partial(action_conditioned, config=run.Config(size, action_dim=ACTION_DIM, **config))
+    model = run.Partial(
+        action_conditioned, config=run.Config(size, action_dim=ACTION_DIM, **config), edm=run.Config(EDM)
+    )
     data = latent_data(run.Partial, latents, with_actions=True)
     return finetune_from(base, model, data, may_lack=ACTION_LAYERS)
 

@@ -274,13 +274,20 @@ def evaluate_wfm(
     ] = "diffusion_tiny_text2world",
     tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
     num_clips: Annotated[int, typer.Option(help="Held-out windows to predict.")] = 32,
+    num_seeds: Annotated[int, typer.Option(help="Predictions of each window; measures are their means.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Video prediction on held-out rollouts, beside repeating the last frame and an unconditional model."""
     from nemo_cosmos.steps.evaluate_wfm import evaluate_wfm as run
 
     result = run(
-        curated, output, checkpoint=checkpoint, unconditional=unconditional, tokenizer=tokenizer, num_clips=num_clips
+        curated,
+        output,
+        checkpoint=checkpoint,
+        unconditional=unconditional,
+        tokenizer=tokenizer,
+        num_clips=num_clips,
+        num_seeds=num_seeds,
     )
     show(result, as_json=as_json)
 
