@@ -349,7 +349,7 @@ class CosmosDiT(MegatronModule):
             },
         )
         check_packed_layout(self.groups.cp.size())
-        check_variable_lengths(self.config)
+        check_variable_lengths(self.config, self.groups.pp.size())
 
     def global_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters and buffers under the names they have on one rank."""

@@ -164,7 +164,23 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 "Change one of the two.",
             )
         if len({self._check_cache(card) for card in cards}) > 1 or is_packed:
-            check_variable_lengths(config)
+            check_variable_lengths(config, config.pipeline_model_parallel_size)
+
+    def _check_packs(self) -> None:
+        if self.config.action_dim is not None:
+            raise user_error("actions in packs", "action_dim set", "None", "Train on batches of one size.")
+        check_packed_layout(self.config.context_parallel_size)
+
+    def _check_condition_frames(self, num_latent_frames: int) -> None:
+        """Refuses samples of which all frames may be given; pictures are given none."""
+        most = self.conditioning.max_condition_frames
+        if 1 < num_latent_frames <= most:
+            raise user_error(
+                "max_condition_frames",
+                most,
+                f"fewer than the {num_latent_frames} latent frames of a sample",
+                "Lower it in the conditioning, or train on longer videos.",
+            )
 
     def _check_cache(self, card: LatentCacheCard) -> int:
         config, (channels, *size) = self.config, card.latent_shape
@@ -200,22 +216,6 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             num_tokens,
         )
         return num_tokens
-
-    def _check_packs(self) -> None:
-        if self.config.action_dim is not None:
-            raise user_error("actions in packs", "action_dim set", "None", "Train on batches of one size.")
-        check_packed_layout(self.config.context_parallel_size)
-
-    def _check_condition_frames(self, num_latent_frames: int) -> None:
-        """Refuses samples of which all frames may be given; pictures are given none."""
-        most = self.conditioning.max_condition_frames
-        if 1 < num_latent_frames <= most:
-            raise user_error(
-                "max_condition_frames",
-                most,
-                f"fewer than the {num_latent_frames} latent frames of a sample",
-                "Lower it in the conditioning, or train on longer videos.",
-            )
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds this rank's share of the network, once the process groups are there."""

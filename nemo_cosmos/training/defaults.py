@@ -52,7 +52,7 @@ def default_trainer(
         vp: Model chunks per pipeline stage (interleaved schedule).
         cp: Context-parallel size.
         sp: Sequence parallelism inside the tensor-parallel group.
-        seed: Of dropout, and of a tokenizer's first weights; a diffusion WFM's have its configuration's `init_seed`.
+        seed: Of weights and dropout.
         val_every: Steps between validations; None validates never.
         val_batches: Global batches per validation.
         async_save: Write checkpoints in the background; not together with an average of the weights.
