@@ -262,7 +262,6 @@ def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, me
     [
         ({}, {"context_parallel_size": 2}, 0, {"is_packed": True}, "context-parallel size: got 2, .*1 with packed"),
         ({"action_dim": 7}, {}, 0, {"is_packed": True}, "actions in packs"),
-        ({}, {"virtual_pipeline_model_parallel_size": 2}, 0, {"is_packed": True}, "virtual pipeline-parallel size"),
         ({"action_dim": 7}, {}, 0, {"with_actions": False}, "with_actions of the data: got False, expected True, for"),
         ({}, {}, 0, {"with_actions": True}, "with_actions of the data: got True, expected False, .*action_dim None"),
         (
