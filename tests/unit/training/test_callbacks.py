@@ -15,11 +15,14 @@ from nemo_cosmos.training.callbacks import MetricsWriter
 
 
 class Worker(torch.nn.Linear):
-    """Has done `work`: tokens and operations."""
+    """Adds up tokens and operations."""
 
     def __init__(self) -> None:
         super().__init__(2, 2)
         self.work = (0, 0)
+
+    def do(self, tokens: int, flops: int) -> None:
+        self.work = (self.work[0] + tokens, self.work[1] + flops)
 
     def take_work(self) -> tuple[int, int]:
         work, self.work = self.work, (0, 0)
@@ -60,9 +63,11 @@ def test_throughput_is_of_all_ranks_and_of_the_step_alone(
 ) -> None:
     writer, worker = MetricsWriter(tmp_path), Worker()
     writer.on_train_start(trainer, worker)
-    worker.work, clock.seconds = (900, 10**13), 3.0  # a validation, before the step
+    worker.do(900, 10**13)  # a validation, before the step
+    clock.seconds = 3.0
     writer.on_train_batch_start(trainer, worker)
-    worker.work, clock.seconds = (100, 4 * 10**12), 5.0
+    worker.do(100, 4 * 10**12)
+    clock.seconds = 5.0
     trainer.global_step = 1
     writer.on_train_batch_end(trainer, worker)
     [row] = rows(tmp_path)
