@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class SamplingConfig:
     """How to sample; sizes are those of the output video. Fields that are None take the model's own value.
 
-    `for_model` fills them in: see `PUBLISHED` and `TINY`.
+    `for_model` fills them in: see `PUBLISHED`, `TINY` and `TINY_ACTION`.
     """
 
     num_frames: int | None = None
@@ -77,7 +77,8 @@ class SamplingConfig:
             levels: Noise levels that its checkpoint names, which go before those of the model's size.
         """
         published = (config.num_layers, config.hidden_size) in _PUBLISHED_SIZES
-        defaults = {**(PUBLISHED if published else TINY), **(levels or {})}
+        tiny = TINY if config.action_dim is None else TINY_ACTION
+        defaults = {**(PUBLISHED if published else tiny), **(levels or {})}
         return dataclasses.replace(
             self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
         )
@@ -119,6 +120,10 @@ TINY: dict[str, Any] = {
 }
 """Defaults of all other sizes. Each step adds the error of a small network, and few give nearly the mean of what may
 come."""
+
+TINY_ACTION: dict[str, Any] = {**TINY, "num_steps": 2, "sigma_min": 8.0}
+"""Defaults of all other sizes with actions: first frame and actions leave little to draw, and their recipe trains above
+this level."""
 
 _PUBLISHED_SIZES = ((28, 4096), (36, 5120))
 """Layers and hidden size of the 7B and the 14B."""
