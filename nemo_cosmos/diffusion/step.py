@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighte
 from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
+from nemo_cosmos.parallel.fsdp import check_pieces
 from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.parallel.stages import stage_ends
 
@@ -169,6 +171,18 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             num_tokens,
         )
         return num_tokens
+
+    def check_fsdp(self) -> None:
+        """Refuses ranks that cannot share the weights evenly; the strategy calls it before anything is built.
+
+        Raises:
+            UserError: A weight cannot be cut into so many pieces.
+        """
+        config = copy.copy(self.config)
+        config.backend = "torch"  # TransformerEngine's layers, of the same shapes, would take memory on "meta" too
+        with torch.device("meta"):
+            network = CosmosDiT(config)
+        check_pieces(network, network.groups.dp_cp.size())
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds this rank's share of the network, once the process groups are there."""
