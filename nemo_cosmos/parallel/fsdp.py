@@ -105,15 +105,22 @@ class FullyShardedDataParallel(_BaseDataParallel):
         )
         shard_weights(module, group, precision=precision)
 
+    def zero_grad_buffer(self) -> None:
+        """Forgets the gradients of the step before."""
+        for weight in self.parameters():
+            weight.main_grad = None
+
     def finish_grad_sync(self) -> None:
-        """Stops the run at gradients that are no numbers, as Megatron's DDP does; they are summed up by now."""
+        """Hands the gradients, which are added up by now, to Megatron, and stops the run where they are no numbers."""
+        for weight in self.parameters():
+            weight.main_grad = weight.grad
         if self.ddp_config.check_for_nan_in_grad:
             gradients = [local_shard(weight.grad) for weight in self.parameters() if weight.grad is not None]
             get_rerun_state_machine().validate_result(
                 result=torch.nn.utils.get_total_norm(gradients),
                 rejection_func=lambda norm: not torch.isfinite(norm),
                 message="gradients of this rank's pieces of the weights are not finite",
-                tolerance=0.001,  # of a second run of the step, where Megatron is told to make one: as its DDP's
+                tolerance=0.001,  # between two runs of a step, where Megatron is told to repeat it; as of its DDP
                 fatal=True,
             )
 

@@ -97,7 +97,7 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
                 raise user_error(name, got, f"{expected} with fsdp", "Leave it out; fsdp overlaps of itself.")
 
     def connect(self, model: pl.LightningModule) -> None:
-        """Attaches a model. Where its weights are sharded, its optimizer works on float32 pieces, and on them alone.
+        """Attaches a model; where its weights are sharded, its optimizer has nothing left to distribute.
 
         Raises:
             UserError: The optimizer is to do what it cannot with sharded weights.
@@ -109,7 +109,7 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         for name in ("fp16", "use_precision_aware_optimizer", "optimizer_cpu_offload"):
             if getattr(config, name):
                 raise user_error(name, True, "False with fsdp", "Leave it out, or train without fsdp.")
-        config.bf16 = config.use_distributed_optimizer = False
+        config.use_distributed_optimizer = False
         self.ddp_config.use_distributed_optimizer = True  # by which NeMo tells the form of checkpoints
 
     def setup_distributed(self) -> None:
