@@ -252,7 +252,7 @@ def check_variable_lengths(config: DiTConfig, pp: int) -> None:
     """Refuses a pipeline whose stages expect sequences of one length.
 
     Args:
-        config: The model; `variable_seq_lengths` and `virtual_pipeline_model_parallel_size` are read.
+        config: The model; `variable_seq_lengths` is read.
         pp: Pipeline-parallel size.
 
     Raises:
@@ -264,15 +264,6 @@ def check_variable_lengths(config: DiTConfig, pp: int) -> None:
             False,
             "True, for samples differ in length and the model is cut into pipeline stages",
             "Set it in the model's configuration.",
-        )
-    if config.virtual_pipeline_model_parallel_size is not None:
-        # Megatron sends lengths in one batch of messages, in which two stages take those of hidden states for those of
-        # gradients.
-        raise user_error(
-            "virtual pipeline-parallel size",
-            config.virtual_pipeline_model_parallel_size,
-            "None, for samples differ in length",
-            "Use a pipeline that is not interleaved.",
         )
 
 

@@ -48,9 +48,9 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
       not fit the model, where the data module has their `cache_cards` and the LightningModule a method `check_data`.
     - A callback with a method `write_beside_checkpoint(trainer, directory)` may add files to a checkpoint while it
       still counts as unfinished.
-    - `fsdp="pytorch"`, which NeMo's refuses, shards the weights by `nemo_cosmos.parallel.fsdp`. The LightningModule must
-      have a method `check_fsdp`, which refuses what cannot be sharded before it is built. Checkpoints are those of the
-      distributed optimizer in its reshardable form.
+    - `fsdp="pytorch"`, which NeMo's refuses, shards the weights by `nemo_cosmos.parallel.fsdp`. The LightningModule
+      must have a method `check_fsdp`, which refuses what cannot be sharded before it is built. Checkpoints are those of
+      the distributed optimizer in its reshardable form.
 
     Args:
         seed: Base of the random states (initialisation, dropout).

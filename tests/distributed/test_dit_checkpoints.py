@@ -84,9 +84,7 @@ def travel(rank: int, folder: Path, roads: list[str], references: Path) -> None:
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_checkpoint_passes_through_all_layouts_unchanged(num_ranks: int, one_rank_steps: Path, tmp_path: Path) -> None:
-    roads = {
-        road: layouts for road, layouts in ROADS.items() if {x.num_ranks for x in layouts.values()} == {num_ranks}
-    }
+    roads = {road: layouts for road, layouts in ROADS.items() if {x.num_ranks for x in layouts.values()} == {num_ranks}}
     run_ranks(travel, num_ranks, tmp_path, list(roads), one_rank_steps)
     trained = torch.load(one_rank_steps / "videos.pt")
     for road, layouts in roads.items():

@@ -23,6 +23,8 @@ SIZES = {"variable_seq_lengths": True}
 LAYOUTS = {
     "packed_tp2_sp": (PackedLatents, {"tp": 2, "sp": True}, {}),
     "packed_pp2": (PackedLatents, {"pp": 2}, SIZES),
+    "packed_pp2_interleaved": (PackedLatents, {"pp": 2, "vp": 2}, SIZES),
+    "packed_fsdp": (PackedLatents, {"fsdp": "pytorch"}, {}),
     "packed_dp2": (PackedLatents, {}, {}),
     "alternating_cp2": (AlternatingLatents, {"cp": 2}, {}),
 }

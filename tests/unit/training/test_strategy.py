@@ -18,7 +18,10 @@ from tests.unit.training.tiny_run import run
     [
         ({"fsdp": "megatron"}, "fsdp: got 'megatron', expected 'pytorch' or None"),
         ({"pipeline_model_parallel_size": 2}, "pipeline-parallel size: got 2, expected 1 with fsdp"),
-        ({"num_distributed_optimizer_instances": 2}, "num_distributed_optimizer_instances: got 2, expected 1 with fsdp"),
+        (
+            {"num_distributed_optimizer_instances": 2},
+            "num_distributed_optimizer_instances: got 2, expected 1 with fsdp",
+        ),
         (
             {"ddp": DistributedDataParallelConfig(use_distributed_optimizer=True, overlap_grad_reduce=True)},
             "ddp.overlap_grad_reduce: got True, expected False with fsdp",
