@@ -52,8 +52,8 @@ def shard_weights(module: nn.Module, group: ProcessGroup, *, precision: MixedPre
         UserError: The module does not say what its units are.
     """
     marks = {name: dict(vars(parameter)) for name, parameter in module.named_parameters()}
-    mesh = DeviceMesh.from_group(group, current_device().type)
-    for unit in (*(part for part in module.modules() if isinstance(part, _unit_types(module))), module):
+    mesh, unit_types = DeviceMesh.from_group(group, current_device().type), _unit_types(module)
+    for unit in (*(part for part in module.modules() if isinstance(part, unit_types)), module):
         for parameter in unit.parameters() if precision is not None else ():
             if not is_sharded(parameter):
                 parameter.data = parameter.data.float()

@@ -8,7 +8,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel import startup
-from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, check_pieces, local_shard, shard_axis
+from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, check_pieces, is_sharded, local_shard, shard_axis
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,13 @@ class _Model(torch.nn.Sequential):
 def test_bf16_weights_have_float32_pieces_and_gradients_must_be_numbers() -> None:
     with startup.initialize():
         model = _Model(_Unit(4, 4), torch.nn.Linear(4, 2)).bfloat16()
-        # Of the product of two inputs by bf16 weights; float32 ones would not be rounded so.
         inputs = torch.randn(3, 4).bfloat16()
         expected = model(inputs)
         wrapped = FullyShardedDataParallel(None, DistributedDataParallelConfig(check_for_nan_in_grad=True), model)
-        assert torch.equal(wrapped(inputs), expected)
+        with torch.no_grad():
+            assert torch.equal(wrapped(inputs), expected)
+        # Validation may end here, and a checkpoint be saved.
+        assert all(is_sharded(weight) for weight in wrapped.parameters())
         wrapped(inputs).sum().backward()
         wrapped.finish_grad_sync()
         for weight in wrapped.parameters():
