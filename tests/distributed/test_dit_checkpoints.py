@@ -34,11 +34,14 @@ ROADS = {
         "CP2": Layout(context=2, distributed_optimizer=True),
     },
     "four ranks": {
-        "TP2 DP2": Layout(tensor=2, data=2, distributed_optimizer=True),
         "TP2 SP FSDP": Layout(tensor=2, data=2, sequence_parallel=True, fsdp=True),
+        "TP2 DP2": Layout(tensor=2, data=2, distributed_optimizer=True),
     },
 }
-"""Layouts that one checkpoint passes through: each loads what the one before has saved, and saves it again."""
+"""Layouts that one checkpoint passes through: each loads what the one before has saved, and saves it again.
+
+What the first saves is compared with one rank's training.
+"""
 
 
 def sharded_state(step: Step, *, is_loading: bool) -> ShardedStateDict:
