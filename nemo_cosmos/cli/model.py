@@ -45,6 +45,12 @@ def train_stages(
     latents_quality: Annotated[
         str, typer.Option(help="Latent cache of the best of these, for the third stage.")
     ] = "runs/latents_quality",
+    pictures: Annotated[
+        str | None, typer.Option(help="Latent cache of single frames, for every other batch of the first stage.")
+    ] = None,
+    pictures_highres: Annotated[
+        str | None, typer.Option(help="Latent cache of larger ones, for the second and the third stage.")
+    ] = None,
     directory: Annotated[str, typer.Option(help="Folder for all stages; the same one again goes on.")] = "runs/stages",
     max_steps: Annotated[
         tuple[int, int, int, int] | None, typer.Option(help="Steps of each stage, instead of the recipes' own.")
@@ -58,13 +64,18 @@ def train_stages(
     Each stage starts from the weights of the one before. A stage that was interrupted goes on, a finished one is passed
     over.
     """
+    from nemo_cosmos.errors import user_error
     from recipes.diffusion_stages import stages_of, submit_stages
 
+    if dryrun and not slurm:
+        raise user_error("--dryrun", True, "to stand with --slurm", "Give both, or see `nemo-cosmos recipes show`.")
     stages = stages_of(
         size,
         latents=latents,
         latents_highres=latents_highres,
         latents_quality=latents_quality,
+        pictures=pictures,
+        pictures_highres=pictures_highres,
         directory=directory,
         max_steps=max_steps,
         **({} if num_nodes is None else {"num_nodes": num_nodes}),
@@ -95,7 +106,7 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels; 128 or 704.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; 128 or 1280.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second; 10 or 24.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Denoising steps; 4 or 35.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Denoising steps; 4 or 36.")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, res_2ab or dpmpp_2m; euler or res_2ab.")] = None,
     guidance: Annotated[float | None, typer.Option(help="g in cond + g (cond - uncond); 0 or 7.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
@@ -263,13 +274,20 @@ def evaluate_wfm(
     ] = "diffusion_tiny_text2world",
     tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
     num_clips: Annotated[int, typer.Option(help="Held-out windows to predict.")] = 32,
+    num_seeds: Annotated[int, typer.Option(help="Predictions of each window; measures are their means.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Video prediction on held-out rollouts, beside repeating the last frame and an unconditional model."""
     from nemo_cosmos.steps.evaluate_wfm import evaluate_wfm as run
 
     result = run(
-        curated, output, checkpoint=checkpoint, unconditional=unconditional, tokenizer=tokenizer, num_clips=num_clips
+        curated,
+        output,
+        checkpoint=checkpoint,
+        unconditional=unconditional,
+        tokenizer=tokenizer,
+        num_clips=num_clips,
+        num_seeds=num_seeds,
     )
     show(result, as_json=as_json)
 

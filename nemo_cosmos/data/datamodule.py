@@ -17,7 +17,7 @@ from nemo_cosmos.data.latent_cache import LatentDataset, read_cache_card, requir
 from nemo_cosmos.data.packs import PackedSamples, collate_packs
 from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, ShuffledEpochs
 from nemo_cosmos.data.statistics import statistics_for
-from nemo_cosmos.errors import user_error
+from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
 
 
@@ -170,7 +170,7 @@ class LatentDataModule(_LatentModule):
             must be the cache's.
         micro_batch_size: Samples per forward pass and data-parallel rank.
         global_batch_size: Samples per optimizer step.
-        patch_spatial: Latent pixels per token and axis; sets the token count that pipeline stages exchange.
+        patch_spatial: Latent pixels per token and axis; sets the sequence length that Megatron is told.
         seed: Of the sample order.
         num_workers: Loader processes.
 
@@ -253,6 +253,7 @@ class PackedLatentDataModule(_LatentModule):
     """
 
     collate_fn = staticmethod(collate_packs)
+    is_packed, with_actions = True, False
 
     def __init__(
         self,
@@ -279,8 +280,16 @@ class PackedLatentDataModule(_LatentModule):
         self.patch_spatial = patch_spatial
 
     def dataset(self, split: Split) -> Dataset:
-        """Packs of one split; caches that have none of it are left out."""
+        """Packs of one split; caches that have none of it are left out.
+
+        Raises:
+            UserError: None of them has any.
+        """
         places = [place for place, card in enumerate(self.cache_cards) if card.num_samples.get(split)]
+        if not places:
+            raise UserError(
+                f"{', '.join(map(str, self.paths))}: no {split} sample. Collect and curate such video first."
+            )
         return PackedSamples(
             [self.latents(place, split) for place in places],
             [_num_tokens(self.cache_cards[place], self.patch_spatial) for place in places],

@@ -214,7 +214,8 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
     """Refuses a parallel layout that this model cannot be cut into.
 
     Args:
-        config: The model; `sequence_parallel` and `virtual_pipeline_model_parallel_size` are read.
+        config: The model; `sequence_parallel`, `cp_comm_type`, `variable_seq_lengths` and
+            `virtual_pipeline_model_parallel_size` are read.
         tp: Tensor-parallel size.
         pp: Pipeline-parallel size.
         cp: Context-parallel size.
@@ -232,6 +233,13 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
             tp,
             f"a divisor of the {config.num_attention_heads} heads and of ffn_hidden_size {config.ffn_hidden_size}",
             f"Nearest: {_nearest_divisors(tp, config.num_attention_heads, config.ffn_hidden_size)}.",
+        )
+    if config.cp_comm_type == "a2a" and config.num_attention_heads // tp % cp:
+        raise user_error(
+            "context-parallel size",
+            cp,
+            f"a divisor of the {config.num_attention_heads // tp} heads of a rank, with cp_comm_type 'a2a'",
+            f"Nearest: {_nearest_divisors(cp, config.num_attention_heads // tp)}; or cp_comm_type 'p2p'.",
         )
     _check_pipeline(config, pp)
     if config.sequence_parallel and tp == 1:
@@ -268,6 +276,13 @@ def check_variable_lengths(config: DiTConfig, pp: int) -> None:
 
 
 def _check_pipeline(config: DiTConfig, pp: int) -> None:
+    if pp > 1 and not config.variable_seq_lengths:
+        raise user_error(
+            "variable_seq_lengths",
+            False,
+            "True where the model is cut into pipeline stages, for more crosses than a sample has tokens",
+            "Leave it as it is by default.",
+        )
     if config.pipeline_model_parallel_layout is not None or config.num_layers_in_first_pipeline_stage is not None:
         return  # Megatron has checked layouts that the user wrote by hand.
     chunks = config.virtual_pipeline_model_parallel_size or 1

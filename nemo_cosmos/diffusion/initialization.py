@@ -16,6 +16,8 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 
 _COLUMN_PARALLEL = ("linear_qkv.weight", "linear_q.weight", "linear_kv.weight", "linear_fc1.weight")
 _ROW_PARALLEL = ("linear_proj.weight", "linear_fc2.weight")
+_FUSED = {"linear_qkv.weight": 3, "linear_kv.weight": 2}
+"""How many layers of the published model stand in one of ours."""
 _QK_NORMS = (".self_attention.q_layernorm.weight", ".self_attention.k_layernorm.weight")
 _ZERO = (
     ".adaln.linear_2.weight",
@@ -93,4 +95,7 @@ def _first_values(name: str, shape: list[int], generator: torch.Generator) -> to
     values = torch.empty(shape)
     if ".t_embedder." in name or ".pos_emb_" in name:
         return torch.nn.init.normal_(values, std=0.02, generator=generator)
-    return torch.nn.init.xavier_uniform_(values, generator=generator)
+    # Each of several layers that stand in one has the range that it would have alone.
+    parts = next((parts for suffix, parts in _FUSED.items() if name.endswith(suffix)), 1)
+    bound = math.sqrt(6 / (shape[0] / parts + shape[1]))
+    return values.uniform_(-bound, bound, generator=generator)

@@ -27,7 +27,7 @@ from nemo_cosmos.diffusion.config import DiTConfig, check_layout, check_variable
 from nemo_cosmos.diffusion.embeddings import ConditionEmbedder, PatchEmbed, UncertaintyHead, linear, unpatchify
 from nemo_cosmos.diffusion.initialization import initialize_weights, tensor_parallel_axis
 from nemo_cosmos.diffusion.layer_spec import BlockInputs, DiTBlock, dit_block_spec
-from nemo_cosmos.diffusion.packing import Pack, check_pack
+from nemo_cosmos.diffusion.packing import Pack, check_pack, check_packed_layout
 from nemo_cosmos.diffusion.positions import Grid, LearnablePositions, learned_positions, sincos_positions
 from nemo_cosmos.diffusion.recompute import run_blocks
 from nemo_cosmos.diffusion.rope import rope_tables
@@ -347,8 +347,8 @@ class CosmosDiT(MegatronModule):
                 "fps": len(fps) if isinstance(fps, torch.Tensor) else None,
                 "condition_mask_B1THW": None if masks is None else len(masks),
             },
-            context_parallel=self.groups.cp.size(),
         )
+        check_packed_layout(self.groups.cp.size())
         check_variable_lengths(self.config, self.groups.pp.size())
 
     def global_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

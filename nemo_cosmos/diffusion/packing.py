@@ -74,13 +74,30 @@ def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-def check_pack(latents: list[torch.Tensor], others: dict[str, int | None], *, context_parallel: int) -> None:
+def check_packed_layout(context_parallel: int) -> None:
+    """Refuses context parallelism, over whose ranks packs are not cut.
+
+    Args:
+        context_parallel: Size of that group.
+
+    Raises:
+        UserError: There are several ranks.
+    """
+    if context_parallel > 1:
+        raise user_error(
+            "context-parallel size",
+            context_parallel,
+            "1 with packed clips",
+            "Use tensor parallelism, or batches of one size.",
+        )
+
+
+def check_pack(latents: list[torch.Tensor], others: dict[str, int | None]) -> None:
     """Refuses a pack that cannot be computed.
 
     Args:
         latents: One clip each, 1 C T H W.
         others: How many of each other input there are; None for one that is absent.
-        context_parallel: Size of that group.
 
     Raises:
         UserError: With the reason.
@@ -91,10 +108,3 @@ def check_pack(latents: list[torch.Tensor], others: dict[str, int | None], *, co
     wrong = {name: count for name, count in others.items() if count not in (None, len(latents))}
     if wrong:
         raise user_error("entries for a pack", wrong, f"one for each of its {len(latents)} clips", "Give as many.")
-    if context_parallel > 1:
-        raise user_error(
-            "context-parallel size",
-            context_parallel,
-            "1 with packed clips",
-            "Use tensor parallelism, or batches of one size.",
-        )

@@ -25,6 +25,7 @@ from nemo_cosmos.diffusion.config import DiTConfig, check_layout, check_variable
 from nemo_cosmos.diffusion.flops import training_flops
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighted_loss
+from nemo_cosmos.diffusion.packing import check_packed_layout
 from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
@@ -98,7 +99,9 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         init_from: Safetensors file of whole weights to start from; None starts anew. A base model without action
             layers may start one that has them.
         seed: Of all random draws; see `conditioning.draw`.
-        temporal_compression: Pixel frames per latent frame of the tokenizer, for grouping actions.
+
+    Raises:
+        UserError: Frames are to be given to a network that has no channel to tell them by.
     """
 
     def __init__(
@@ -110,15 +113,20 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         optim: OptimizerModule | None = None,
         init_from: str | None = None,
         seed: int = 1234,
-        temporal_compression: int = 8,
     ) -> None:
         super().__init__()
         self.config = config
         self.edm = edm or EDM()
         self.conditioning = conditioning or ConditioningConfig()
+        if self.conditioning.max_condition_frames and not config.concat_condition_mask:
+            raise user_error(
+                "max_condition_frames",
+                self.conditioning.max_condition_frames,
+                "0, for the network has concat_condition_mask off",
+                "Set concat_condition_mask in the model's configuration, or give no frames.",
+            )
         self.init_from = init_from
         self.seed = seed
-        self.temporal_compression = temporal_compression
         self.optim = optim or MegatronOptimizerModule(
             config=OptimizerConfig(lr=2**-14.3, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.99, bf16=config.bf16)
         )
@@ -130,21 +138,51 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def card_fields(self) -> dict[str, Any]:
         """What a checkpoint's card says of the model."""
         size = f"{self.config.num_layers}x{self.config.hidden_size}"
-        kind = "action" if self.config.action_dim is not None else "text2world"
+        kind = "video2world" if self.conditioning.max_condition_frames else "text2world"
+        kind = kind if self.config.action_dim is None else "action"
         return {"model": f"diffusion_{size}_{kind}", "config": architecture_of(self.config)}
 
-    def check_data(self, *cards: LatentCacheCard) -> None:
+    def check_data(self, *cards: LatentCacheCard, is_packed: bool = False, with_actions: bool | None = None) -> None:
         """Refuses latents that the network cannot take in its layout; the strategy calls it before anything is built.
 
         Args:
             *cards: Of the latent caches that are trained on.
+            is_packed: Whether samples are packed into one sequence.
+            with_actions: Whether samples carry actions; None where it is not known.
 
         Raises:
-            UserError: Channels, size or text width differ from the model's, the ranks cannot share the tokens, or
-                pipeline stages expect sequences of one length.
+            UserError: Channels, size or text width differ from the model's, the ranks cannot share the tokens, all
+                frames would be given, pipeline stages expect sequences of one length, or samples lack the actions that
+                the network takes, or have some that it does not take.
         """
-        if len({self._check_cache(card) for card in cards}) > 1:
-            check_variable_lengths(self.config, self.config.pipeline_model_parallel_size)
+        config = self.config
+        if is_packed:
+            self._check_packs()
+        if with_actions not in (None, config.action_dim is not None):
+            raise user_error(
+                "with_actions of the data",
+                with_actions,
+                f"{not with_actions}, for the model has action_dim {config.action_dim}",
+                "Change one of the two.",
+            )
+        if len({self._check_cache(card) for card in cards}) > 1 or is_packed:
+            check_variable_lengths(config, config.pipeline_model_parallel_size)
+
+    def _check_packs(self) -> None:
+        if self.config.action_dim is not None:
+            raise user_error("actions in packs", "action_dim set", "None", "Train on batches of one size.")
+        check_packed_layout(self.config.context_parallel_size)
+
+    def _check_condition_frames(self, num_latent_frames: int) -> None:
+        """Refuses samples of which all frames may be given; pictures are given none."""
+        most = self.conditioning.max_condition_frames
+        if 1 < num_latent_frames <= most:
+            raise user_error(
+                "max_condition_frames",
+                most,
+                f"fewer than the {num_latent_frames} latent frames of a sample",
+                "Lower it in the conditioning, or train on longer videos.",
+            )
 
     def _check_cache(self, card: LatentCacheCard) -> int:
         config, (channels, *size) = self.config, card.latent_shape
@@ -162,7 +200,16 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 f"{config.crossattn_emb_channels}, the model's crossattn_emb_channels",
                 "Tokenize with the text encoder that the model is made for, or change the model.",
             )
+        led_to = (size[0] - 1) * config.action_frames_per_latent
+        if config.action_dim is not None and card.num_frames - 1 != led_to:
+            raise user_error(
+                "action_frames_per_latent",
+                config.action_frames_per_latent,
+                f"the {card.num_frames} frames of a sample to be one and as many for each further latent frame",
+                "Set it to the tokenizer's temporal compression.",
+            )
         num_tokens = math.prod(config.token_grid(tuple(size)))
+        self._check_condition_frames(size[0])
         check_layout(
             config,
             config.tensor_model_parallel_size,
@@ -205,7 +252,6 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             conditioning=self.conditioning,
             init_from=self.init_from,
             seed=self.seed,
-            temporal_compression=self.temporal_compression,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401 - hands on to the network
@@ -218,7 +264,8 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         batch = batch[0] if isinstance(batch, tuple) else batch
         made = self.noised_pack(batch["clips"]) if "clips" in batch else self.noised(batch)
         self._count(made)
-        return move_data_to_device(made, current_device())
+        # The rates stay: the network reads them as plain numbers, for which it would wait for the device.
+        return {**move_data_to_device(made, current_device()), "fps": made["fps"]}
 
     def take_work(self) -> tuple[int, int]:
         """Gives the tokens and the floating-point operations of the batches since the last call, and forgets them.
@@ -247,10 +294,9 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             As `noised`; latents and masks are lists of one clip each.
 
         Raises:
-            UserError: As `noised`; or the network takes actions, which packs do not have.
+            UserError: As `noised`; or the network takes no packs.
         """
-        if self.config.action_dim is not None:
-            raise user_error("actions in packs", "action_dim set", "None", "Train on batches of one size.")
+        self._check_packs()
         made = [self.noised(clip) for clip in clips]
         joined = ("sigma", "c_noise", "text_emb", "fps")
         return {
@@ -275,13 +321,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         batch = _one_by_one(batch) if batch["latent"].ndim == 6 else batch
         clean = batch["latent"] * edm.sigma_data
         is_picture = clean.shape[2] == 1
-        if not is_picture and config.max_condition_frames >= clean.shape[2]:
-            raise user_error(
-                "max_condition_frames",
-                config.max_condition_frames,
-                f"fewer than the {clean.shape[2]} latent frames of a sample",
-                "Lower it in the conditioning, or train on longer videos.",
-            )
+        self._check_condition_frames(clean.shape[2])
         draws = draw(config, clean.shape, batch["draw_id"], seed=self.seed)
         sigma = edm.sigma_of(draws.sigma_normal, clean.shape[2])
         noisy = clean + per_sample(sigma) * draws.noise
@@ -301,7 +341,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             "fps": batch["fps"],
         }
         if self.config.action_dim is not None:
-            grouped = actions_per_latent_frame(batch["actions"], self.temporal_compression)
+            grouped = actions_per_latent_frame(batch["actions"], self.config.action_frames_per_latent)
             made["actions"] = grouped * draws.keep_actions.view(-1, 1, 1)
         return made
 

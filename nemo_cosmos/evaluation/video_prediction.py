@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -136,6 +137,35 @@ def evaluate_predictions(
         methods.append(MethodResult(method=name, measures=tuple(results)))
     return PredictionEvaluation(
         num_videos=len(truth), num_frames=num_frames, skip_frames=skip_frames, methods=tuple(methods)
+    )
+
+
+def mean_over_runs(evaluation: PredictionEvaluation, method: str, runs: Sequence[str]) -> PredictionEvaluation:
+    """Puts one method in the place of several runs of it, such as those of several seeds.
+
+    The measures of each video are averaged over the runs first, so that the interval is one over videos, as without
+    runs; more runs do not make it narrower than the videos allow.
+
+    Args:
+        evaluation: Has each run as a method of its own.
+        method: Name of all of them together.
+        runs: Names of the runs, at least one.
+    """
+    of_runs = [evaluation.method(name) for name in runs]
+    measures = tuple(_mean_measure([run.measure(name) for run in of_runs]) for name in MEASURES)
+    place = min(evaluation.methods.index(run) for run in of_runs)
+    others = [result for result in evaluation.methods if result not in of_runs]
+    others.insert(place, MethodResult(method=method, measures=measures))
+    return dataclasses.replace(evaluation, methods=tuple(others))
+
+
+def _mean_measure(runs: Sequence[MeasureResult]) -> MeasureResult:
+    per_video = np.mean([run.per_video for run in runs], axis=0)
+    return dataclasses.replace(
+        runs[0],
+        over_videos=bootstrap_interval(per_video),
+        per_video=tuple(per_video.tolist()),
+        per_frame=tuple(np.mean([run.per_frame for run in runs], axis=0).tolist()),
     )
 
 

@@ -20,6 +20,7 @@ from nemo_cosmos.diffusion.samplers import SAMPLERS, karras_sigmas
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import written_aside
 from nemo_cosmos.generation.denoiser import VideoDenoiser
+from nemo_cosmos.generation.staged import StagedNetwork
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.tokenizer.statistics import LatentStatistics
 from nemo_cosmos.video_io import resize_frames, to_pixels
@@ -77,11 +78,11 @@ class SampleVideos(pl.Callback):
 
         Raises:
             UserError: There are no held-out samples, the latents are another tokenizer's, or the model is cut into
-                pipeline stages.
+                virtual pipeline stages.
         """
-        stages = pl_module.config.pipeline_model_parallel_size
-        if stages > 1:
-            raise user_error("pipeline-parallel size", stages, "1 with SampleVideos", "Leave the samples out.")
+        chunks = pl_module.config.virtual_pipeline_model_parallel_size
+        if chunks is not None:
+            raise user_error("virtual pipeline-parallel size", chunks, "None with SampleVideos", "Leave one out.")
         self._held_out = trainer.datamodule.dataset("heldout")
         if not trainer.is_global_zero:
             return
@@ -139,9 +140,9 @@ class SampleVideos(pl.Callback):
         text_emb = item["text_emb"][None].to(real)
         actions = None
         if model.config.action_dim is not None:
-            actions = actions_per_latent_frame(item["actions"][None], model.temporal_compression).to(real)
+            actions = actions_per_latent_frame(item["actions"][None], model.config.action_frames_per_latent).to(real)
         denoiser = VideoDenoiser(
-            network=network,
+            network=network if model.config.pipeline_model_parallel_size == 1 else StagedNetwork(network),
             edm=model.edm,
             text_emb=text_emb,
             negative_text_emb=torch.zeros_like(text_emb),

@@ -96,14 +96,15 @@ PUBLISHED: dict[str, Any] = {
     "height": 704,
     "width": 1280,
     "fps": 24.0,
-    "num_steps": 35,
+    "num_steps": 36,
     "sampler": "res_2ab",
     "guidance": 7.0,
     **_LEVELS,
 }
-"""Defaults of the published sizes.
+"""Defaults of the published sizes: RES multistep with the reference's 35 steps and its clean last one.
 
-Source: `generate_samples_from_batch` and the command line of NVIDIA cosmos-predict1.
+Source: `Sampler.forward` of `res_sampler.py` for sampler, steps and noise levels, the command line for the rest, of
+NVIDIA cosmos-predict1, whose own inference takes 35 steps of `EDMEulerScheduler` instead.
 """
 
 TINY: dict[str, Any] = {

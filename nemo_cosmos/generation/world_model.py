@@ -50,6 +50,8 @@ class _Batch:
     negative_BLD: torch.Tensor
     actions: np.ndarray | None
     """[B, frames - 1, ACTION_DIM]."""
+    sigmas: torch.Tensor
+    """Noise levels of a run."""
     generators: list[torch.Generator]
     """One per video; each chunk draws its noise where the one before it stopped."""
     progress: bool
@@ -119,7 +121,7 @@ class WorldModel:
             B videos, uint8 [num_frames, height, width, 3].
 
         Raises:
-            UserError: A size, a frame count or the actions do not fit the network.
+            UserError: A size, a frame count or the actions do not fit the network, or the seeds not the prompts.
         """
         batch = self._batch(
             prompts,
@@ -188,7 +190,11 @@ class WorldModel:
         self._check_conditions(first_frames, actions, len(prompts), config, chunks)
         for chunk in chunks:
             self._check_size(self._latent_shape(1, chunk, canvas))
-        seeds = seeds or [config.seed + i for i in range(len(prompts))]
+        sigmas = config.sigmas()
+        seeds = [config.seed + i for i in range(len(prompts))] if seeds is None else seeds
+        if not prompts or len(seeds) != len(prompts):
+            got = (len(prompts), len(seeds))
+            raise user_error("prompts, seeds", got, "one or more, and as many", "Give a seed for each prompt, or none.")
         text_BLD, negative_1LD = self._text(prompts, [negative_prompt])
         return _Batch(
             config=config,
@@ -197,6 +203,7 @@ class WorldModel:
             text_BLD=text_BLD,
             negative_BLD=negative_1LD.expand_as(text_BLD),
             actions=actions,
+            sigmas=sigmas,
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             progress=progress,
         )
@@ -225,7 +232,7 @@ class WorldModel:
                 branch_ranks=self.branch_ranks,
             )
             integrate = SAMPLERS[batch.config.sampler]
-            return integrate(denoiser, noise.to(device), batch.config.sigmas(), progress=batch.progress)
+            return integrate(denoiser, noise.to(device), batch.sigmas, progress=batch.progress)
 
         return self.network.use(sample)
 

@@ -9,17 +9,24 @@ from __future__ import annotations
 from nemo_cosmos.contracts import ACTION_DIM
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig
 from nemo_cosmos.diffusion.config import DiTConfig
+from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.errors import user_error
 
 
 def action_conditioned(
-    config: DiTConfig, *, init_from: str | None = None, num_condition_frames: int = 1, seed: int = 1234
+    config: DiTConfig,
+    *,
+    edm: EDM | None = None,
+    init_from: str | None = None,
+    num_condition_frames: int = 1,
+    seed: int = 1234,
 ) -> DiffusionModel:
     """The model and its training, for post-training with actions.
 
     Args:
         config: The network; `action_dim` must be 7 and `concat_condition_mask` set.
+        edm: Preconditioning and law of the noise levels; the published ones when absent.
         init_from: Safetensors file of the base's whole weights, which may lack the action layers; to start from a
             NeMo checkpoint give `base` to `nemo_cosmos.training.api.finetune` instead.
         num_condition_frames: Latent frames given.
@@ -38,4 +45,4 @@ def action_conditioned(
     conditioning = ConditioningConfig(
         min_condition_frames=num_condition_frames, max_condition_frames=num_condition_frames
     )
-    return DiffusionModel(config, conditioning=conditioning, init_from=init_from, seed=seed)
+    return DiffusionModel(config, edm=edm, conditioning=conditioning, init_from=init_from, seed=seed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TOKENIZER, BASE, ACTION = "tokenizer_tiny", "diffusion_tiny_text2world", "diffusion_tiny_action"
 """Names of the embedded weights."""
 
-_WARM_LR = 1e-4
+_WARM_LR = 3e-5
 """Peak rate of runs that start from trained weights."""
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.evaluation.video_prediction import (
     MEASURES,
     PredictionEvaluation,
     evaluate_predictions,
+    mean_over_runs,
+    paired_difference,
     repeat_last_frame,
 )
 from nemo_cosmos.files import write_json
@@ -31,6 +34,9 @@ MODEL, SHUFFLED, REPEAT, UNCONDITIONAL, CEILING = (
     "tokenizer alone",
 )
 """Names of the methods in results; the last rebuilds the truth and bounds what any WFM on these latents can reach."""
+_METHODS = (MODEL, SHUFFLED, REPEAT, CEILING, UNCONDITIONAL)
+_SAMPLED = (MODEL, SHUFFLED, UNCONDITIONAL)
+"""Those that draw noise."""
 
 
 def evaluate_wfm(
@@ -41,6 +47,7 @@ def evaluate_wfm(
     unconditional: str | Path = "diffusion_tiny_text2world",
     tokenizer: str | Path = "tokenizer_tiny",
     num_clips: int = 32,
+    num_seeds: int = 1,
     sampling: SamplingConfig | None = None,
     batch_size: int = 8,
 ) -> dict[str, Any]:
@@ -48,18 +55,22 @@ def evaluate_wfm(
 
     Args:
         curated: Folder that `nemo-cosmos curate` wrote.
-        output: Folder for `prediction.json`, `actions.json`, `prediction_by_source.json` (method, source, measure), and
-            for each source a frame sheet and videos.
+        output: Folder for `prediction.json`, `actions.json`, `prediction_by_source.json` (method, source, measure),
+            `prediction_by_seed.json` (method, one value a seed), `differences.json` (method, measure: what the WFM with
+            the right actions has more than it, window by window), and for each source a frame sheet and videos.
         checkpoint: The action-conditioned WFM.
         unconditional: A WFM that is given neither frames nor actions nor text.
         tokenizer: Anything `load_tokenizer` takes.
         num_clips: At most this many windows.
+        num_seeds: So many predictions of each window by each WFM, each from noise of its own; measures are their means.
         sampling: Sizes, steps and seed.
         batch_size: Windows predicted at once.
 
     Returns:
         Mean of each measure by method.
     """
+    if num_seeds < 1:
+        raise user_error("num_seeds", num_seeds, "at least 1", "Ask for one prediction of each window or more.")
     output, sampling = Path(output), find_world_model(checkpoint, tokenizer).complete(sampling)
     windows = held_out_windows(
         curated,
@@ -69,17 +80,45 @@ def evaluate_wfm(
         width=sampling.width,
         with_actions=True,
     )
-    predictions = _predict_all(windows, checkpoint, unconditional, tokenizer, sampling, batch_size)
-    truth = [window.frames for window in windows]
-    all_methods = evaluate_predictions(truth, predictions, perceptual_stride=4)
+    predictions = _predict_all(windows, checkpoint, unconditional, tokenizer, sampling, batch_size, num_seeds)
+    all_runs = evaluate_predictions([window.frames for window in windows], predictions, perceptual_stride=4)
+    all_methods = all_runs
+    for method in _SAMPLED:
+        all_methods = mean_over_runs(all_methods, method, _runs(method, num_seeds))
     compared = _only(all_methods, (MODEL, REPEAT, UNCONDITIONAL, CEILING))
     write_json(output / "prediction.json", compared.to_dict())
     write_json(output / "actions.json", _only(all_methods, (MODEL, SHUFFLED)).to_dict())
     write_json(output / "prediction_by_source.json", by_source(all_methods, [window.source for window in windows]))
+    write_json(output / "prediction_by_seed.json", _by_seed(all_runs, num_seeds))
+    write_json(output / "differences.json", _differences(all_methods))
     _show(output, windows, predictions, sampling.fps)
+    return _means(all_methods)
+
+
+def _means(evaluation: PredictionEvaluation) -> dict[str, dict[str, float]]:
     return {
         method.method: {measure: method.measure(measure).over_videos.mean for measure in MEASURES}
-        for method in all_methods.methods
+        for method in evaluation.methods
+    }
+
+
+def _runs(method: str, num_seeds: int) -> list[str]:
+    """Names of a WFM's predictions from each seed."""
+    return [f"{method}, seed {seed}" for seed in range(num_seeds)]
+
+
+def _by_seed(all_runs: PredictionEvaluation, num_seeds: int) -> dict[str, dict[str, list[float]]]:
+    means = _means(all_runs)
+    return {
+        method: {measure: [means[run][measure] for run in _runs(method, num_seeds)] for measure in MEASURES}
+        for method in _SAMPLED
+    }
+
+
+def _differences(evaluation: PredictionEvaluation) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        name: {measure: paired_difference(evaluation, MODEL, name, measure).to_dict() for measure in MEASURES}
+        for name in (SHUFFLED, REPEAT, UNCONDITIONAL)
     }
 
 
@@ -90,46 +129,50 @@ def _predict_all(
     tokenizer: str | Path,
     sampling: SamplingConfig,
     batch_size: int,
+    num_seeds: int,
 ) -> dict[str, list[np.ndarray]]:
-    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-    other_actions = shuffled_actions(windows)
+    """Predicted videos by run for the WFMs, by method for the others."""
+    right: list[np.ndarray] = [window.actions for window in windows]  # type: ignore[misc]
+    others = shuffled_actions(windows)
     predictions: dict[str, list[np.ndarray]] = {}
     with open_world_model(checkpoint, tokenizer) as model:
-        right = [window.actions for window in windows]
-        for name, actions in ((MODEL, right), (SHUFFLED, other_actions)):
-            rows = [np.stack(actions[i : i + batch_size]) for i in range(0, len(windows), batch_size)]
-            pairs = enumerate(zip(batches, rows, strict=True))
-            predictions[name] = [
-                v for i, (b, a) in pairs for v in _predict(model, b, a, sampling, first=i * batch_size)
-            ]
+        for method, actions in ((MODEL, right), (SHUFFLED, others)):
+            for seed, run in enumerate(_runs(method, num_seeds)):
+                predictions[run] = _predict(model, windows, actions, _seeded(sampling, seed, windows), batch_size)
         predictions[REPEAT] = [repeat_last_frame(w.frames[:1], sampling.num_frames) for w in windows]
         predictions[CEILING] = model.tokenizer.use(lambda t: [reconstruct(t, w.frames) for w in windows])
     with open_world_model(unconditional, tokenizer) as model:
-        predictions[UNCONDITIONAL] = [
-            video
-            for i, batch in enumerate(batches)
-            for video in _predict(model, batch, None, sampling, first=i * batch_size, conditional=False)
-        ]
+        for seed, run in enumerate(_runs(UNCONDITIONAL, num_seeds)):
+            predictions[run] = _predict(model, windows, None, _seeded(sampling, seed, windows), batch_size)
     return predictions
+
+
+def _seeded(sampling: SamplingConfig, run: int, windows: list[HeldOutWindow]) -> SamplingConfig:
+    """No two windows of any two runs start from the same noise."""
+    return dataclasses.replace(sampling, seed=sampling.seed + run * len(windows))
 
 
 def _predict(
     model: WorldModel,
     windows: list[HeldOutWindow],
-    actions: np.ndarray | None,
+    actions: list[np.ndarray] | None,
     sampling: SamplingConfig,
-    *,
-    first: int,
-    conditional: bool = True,
+    batch_size: int,
 ) -> list[np.ndarray]:
-    return model.generate(
-        [window.caption if conditional else "" for window in windows],
-        dataclasses.replace(sampling, fps=windows[0].fps),
-        first_frames=[window.frames[:1] for window in windows] if conditional else None,
-        actions=actions,
-        seeds=[sampling.seed + first + i for i in range(len(windows))],
-        progress=True,
-    )
+    """Without actions the WFM is given nothing else either."""
+    given = actions is not None
+    videos: list[np.ndarray] = []
+    for i in range(0, len(windows), batch_size):
+        batch = windows[i : i + batch_size]
+        videos += model.generate(
+            [window.caption if given else "" for window in batch],
+            dataclasses.replace(sampling, fps=batch[0].fps),
+            first_frames=[window.frames[:1] for window in batch] if given else None,
+            actions=np.stack(actions[i : i + batch_size]) if actions is not None else None,
+            seeds=[sampling.seed + i + j for j in range(len(batch))],
+            progress=True,
+        )
+    return videos
 
 
 def shuffled_actions(windows: list[HeldOutWindow]) -> list[np.ndarray]:
@@ -175,7 +218,8 @@ def _show(output: Path, windows: list[HeldOutWindow], predictions: dict[str, lis
 
     for source in sorted({window.source for window in windows}):
         index = next(i for i, window in enumerate(windows) if window.source == source)
-        rows = {"truth": windows[index].frames, **{name: videos[index] for name, videos in predictions.items()}}
+        runs = {method: _runs(method, 1)[0] if method in _SAMPLED else method for method in _METHODS}
+        rows = {"truth": windows[index].frames, **{name: predictions[run][index] for name, run in runs.items()}}
         sheet = frame_sheet(list(rows.values()), labels=list(rows), columns=6)
         cv2.imwrite(str(output / f"{source}.png"), sheet[..., ::-1])
         for name, video in rows.items():

@@ -15,6 +15,7 @@ import torch
 from nemo.utils import AppState
 from tqdm import tqdm
 
+from nemo_cosmos.files import written_aside
 from nemo_cosmos.parallel.device import matmul_flops_per_s
 from nemo_cosmos.training.checkpoint import METRICS
 
@@ -55,8 +56,8 @@ class MetricsWriter(pl.Callback):
         lines = self._jsonl.read_text().splitlines(keepends=True) if self._jsonl.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         rows = [row for row in rows if row["step"] <= trainer.global_step]
-        self._jsonl.parent.mkdir(parents=True, exist_ok=True)
-        self._jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with written_aside(self._jsonl) as aside:  # a kill here must not cost the rows of all earlier steps
+            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with self._csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()

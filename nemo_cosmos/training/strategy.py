@@ -45,7 +45,8 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
     - Metrics are logged from where they are, not pinned and copied to "cuda".
     - Every step is seeded from `seed` and the step's number, so a resumed run draws what an uninterrupted one would.
     - A layout that does not fit the number of ranks is refused before any weight is allocated. So are latents that do
-      not fit the model, where the data module has their `cache_cards` and the LightningModule a method `check_data`.
+      not fit the model, where the data module has their `cache_cards`, and may have `is_packed` and `with_actions`,
+      and the LightningModule has a method `check_data`.
     - A callback with a method `write_beside_checkpoint(trainer, directory)` may add files to a checkpoint while it
       still counts as unfinished.
     - `fsdp="pytorch"`, which NeMo's refuses, shards the weights by `nemo_cosmos.parallel.fsdp`. The LightningModule
@@ -53,7 +54,7 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
       the distributed optimizer in its reshardable form.
 
     Args:
-        seed: Base of the random states (initialisation, dropout).
+        seed: Base of the random states (dropout, and first weights of models that are drawn from these).
         ddp: Megatron's DDP configuration; None gives the default one with a check for NaN gradients.
         fsdp: `pytorch` for fully sharded weights, or None for Megatron's DDP.
         **kwargs: As for `nl.MegatronStrategy`.
@@ -127,9 +128,10 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
             pipeline=self.pipeline_model_parallel_size,
             context=self.context_parallel_size,
         )
-        cards = getattr(self.lightning_module.trainer.datamodule, "cache_cards", ())
-        if cards and hasattr(self.lightning_module, "check_data"):
-            self.lightning_module.check_data(*cards)
+        data = self.lightning_module.trainer.datamodule
+        if (cards := getattr(data, "cache_cards", ())) and hasattr(self.lightning_module, "check_data"):
+            kind = {name: getattr(data, name) for name in ("is_packed", "with_actions") if hasattr(data, name)}
+            self.lightning_module.check_data(*cards, **kind)
         if not self.async_save:
             save_checkpoints_in_process()
         # One process may train several models in turn; NeMo would keep the first one's groups.

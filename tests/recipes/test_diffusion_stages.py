@@ -112,8 +112,12 @@ def test_the_command_runs_the_stages_one_after_the_other(monkeypatch: pytest.Mon
     ran = []
     monkeypatch.setattr("nemo_cosmos.quickstart.process.run_recipe", ran.append)
     arguments = ["train-stages", "7b", "--directory", "runs/x", "--num-nodes", "16", "--max-steps", "9", "8", "7", "6"]
-    done = CliRunner().invoke(app, arguments)
+    pictures = ["--pictures", "runs/small", "--pictures-highres", "runs/large"]
+    unclear = CliRunner().invoke(app, [*arguments, "--dryrun"])
+    assert isinstance(unclear.exception, UserError) and "--dryrun" in str(unclear.exception) and not ran
+    done = CliRunner().invoke(app, [*arguments, *pictures])
     assert done.exit_code == 0, done.output
+    assert [recipe.data.pictures for recipe in ran] == ["runs/small", "runs/large", "runs/large", None]
     assert [(recipe.log.directory, recipe.trainer.max_steps, recipe.trainer.num_nodes) for recipe in ran] == [
         ("runs/x/pretrain", 9, 16),
         ("runs/x/highres", 8, 16),

@@ -135,6 +135,13 @@ def test_packs_mix_sizes_and_hold_every_sample(caches: Path) -> None:
     assert module.seq_length == 24
 
 
+def test_packs_of_nothing_are_refused(caches: Path) -> None:
+    module = PackedLatentDataModule((str(caches / "videos"),), tokens_per_pack=24)
+    module.cache_cards = tuple(dataclasses.replace(card, num_samples={"train": 1}) for card in module.cache_cards)
+    with pytest.raises(UserError, match="videos: no heldout sample. Collect and curate"):
+        module.dataset("heldout")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -78,6 +78,7 @@ def test_impossible_configuration_is_refused(overrides: dict, message: str) -> N
         ({}, {"cp": 5}, "context-parallel size: got 5, .*192 tokens.*Nearest: 4 or 6; or tokens: 190 or 195"),
         ({"sequence_parallel": True}, {"tp": 2, "cp": 5}, "context-parallel size x tensor-parallel size: got 10"),
         ({"sequence_parallel": True}, {"tp": 1}, "2 or more"),
+        ({"cp_comm_type": "a2a"}, {"tp": 2, "cp": 4}, "context-parallel size: got 4, .*2 heads of a rank.*Nearest: 2;"),
         ({}, {"cp": 0}, "1 or more"),
     ],
 )

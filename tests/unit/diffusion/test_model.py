@@ -106,6 +106,22 @@ def test_norms_of_queries_and_keys_start_where_they_are_told(one_rank: torch.dev
     assert {start for name, start in starts.items() if name not in told} == {1.0}
 
 
+def test_fused_layers_start_as_the_published_ones_that_stand_in_them(one_rank: torch.device) -> None:
+    """Xavier's bound is that of each of the layers, not of the tall matrix that they make together."""
+    config = config_for()
+    state = CosmosDiT(config).state_dict()
+    width = config.hidden_size
+    for name, inputs in (
+        ("self_attention.linear_qkv", width),
+        ("cross_attention.linear_q", width),
+        ("cross_attention.linear_kv", config.crossattn_emb_channels),
+        ("self_attention.linear_proj", width),
+    ):
+        bound = (6 / (width + inputs)) ** 0.5
+        # The largest of some thousand even draws.
+        assert 0.98 * bound < state[f"blocks.0.{name}.weight"].abs().max() <= bound, name
+
+
 def test_weights_depend_on_seed_and_name_alone(one_rank: torch.device) -> None:
     torch.manual_seed(5)
     first = CosmosDiT(config_for()).state_dict()

@@ -13,7 +13,7 @@ import torch
 
 from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.data.shuffle import ShuffledEpochs
-from nemo_cosmos.diffusion.conditioning import ConditioningConfig
+from nemo_cosmos.diffusion.conditioning import ConditioningConfig, draw
 from nemo_cosmos.diffusion.flops import training_flops
 from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.errors import UserError
@@ -97,6 +97,88 @@ def test_pictures_of_one_sample_are_samples_with_draws_of_their_own() -> None:
     assert (noise[0] - noise[1]).abs().mean() > 0.5
 
 
+def test_the_network_is_told_what_was_drawn() -> None:
+    law = ConditioningConfig(
+        text_dropout=0.0, min_condition_frames=1, max_condition_frames=1, augment_sigma=3.0, augment_p_std=0.5
+    )
+    model, sample = DiffusionModel(tiny_dit(action_dim=7), conditioning=law), sample_of(LATENT)
+    sample["actions"] = torch.randn(1, 8, 7)
+    draws = draw(law, sample["latent"].shape, sample["draw_id"], seed=model.seed)
+    made = model.noised(sample)
+    torch.testing.assert_close(made["c_noise"], made["sigma"].log() / 4)
+    level = draws.augment_sigma
+    assert level.item() != pytest.approx(3.0)
+    given = (made["clean"] + level * draws.augment_noise)[:, :, 0] / (level**2 + 0.25).sqrt()
+    torch.testing.assert_close(made["network_input"][:, :, 0], given)
+    assert torch.equal(made["text_emb"], sample["text_emb"]) and made["actions"].any()
+
+    class Noting(torch.nn.Module):
+        post_process = True
+
+        def forward(self, *args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+            self.args, self.named = args, named
+            return args[0]
+
+        def logvar(self, c_noise: torch.Tensor) -> torch.Tensor:
+            return c_noise
+
+    model.module = Noting()
+    assert torch.equal(model.forward_step(made)["logvar"], made["c_noise"])
+    inputs = dict(zip(("network_input", "c_noise", "text_emb"), model.module.args, strict=True))
+    named = {"fps": "fps", "condition_mask": "condition_mask_B1THW", "actions": "actions_BTA"}
+    inputs |= {ours: model.module.named[theirs] for ours, theirs in named.items()}
+    for name, value in inputs.items():
+        assert torch.equal(value, made[name]), name
+
+
+def test_dropped_text_and_actions_are_zeros() -> None:
+    law = ConditioningConfig(text_dropout=1.0, action_dropout=1.0)
+    sample = {**sample_of(LATENT), "actions": torch.randn(1, 8, 7)}
+    made = DiffusionModel(tiny_dit(action_dim=7), conditioning=law).noised(sample)
+    assert not made["text_emb"].any() and not made["actions"].any()
+
+
+def test_the_loss_is_the_weighted_error_of_the_denoised_latent() -> None:
+    """Written out once more: D = c_skip x + c_out F, and exp(-u) w |D - y|^2 + u over what is not given."""
+    law = ConditioningConfig(min_condition_frames=1, max_condition_frames=1)
+    model = DiffusionModel(tiny_dit(), conditioning=law)
+    parts = [sample_of(LATENT, draw_id=i) for i in (1, 2)]
+    made = model.noised({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    output, u = torch.randn(2, *LATENT), torch.tensor([0.3, -0.7])
+    loss, logged = model.training_loss_reduction.forward(made, {"network_output": output, "logvar": u})
+    s, d = made["sigma"].double(), 0.5
+    errors = []
+    for i in range(2):
+        total = s[i] ** 2 + d**2
+        denoised = d**2 / total * made["noisy"][i].double() + s[i] * d / total.sqrt() * output[i].double()
+        errors.append(total / (s[i] * d) ** 2 * (denoised - made["clean"][i].double())[:, 1:].square().mean())
+    error = torch.stack(errors)
+    # float32 keeps 1.2e-7, and the error is a small difference of large numbers at neither level.
+    assert loss.item() == pytest.approx(((-u).exp() * error + u).mean().item(), rel=1e-5)
+    assert logged["error"].item() == pytest.approx(error.mean().item(), rel=1e-5)
+
+
+def test_rates_stay_where_the_network_reads_them_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_cosmos.diffusion.step.current_device", lambda: torch.device("meta"))
+    batch = DiffusionModel(tiny_dit()).data_step(iter([sample_of(LATENT)]))
+    assert batch["fps"].tolist() == [24.0]
+    assert {value.device.type for name, value in batch.items() if name != "fps"} == {"meta"}
+
+
+def test_frames_are_not_given_to_a_network_that_cannot_tell_them() -> None:
+    with pytest.raises(UserError, match="max_condition_frames: got 1, expected 0, for the network has concat_cond"):
+        DiffusionModel(tiny_dit(concat_condition_mask=False), conditioning=ConditioningConfig(max_condition_frames=1))
+
+
+@pytest.mark.parametrize(
+    ("config", "frames", "kind"),
+    [({}, 0, "text2world"), ({}, 1, "video2world"), ({"action_dim": 7}, 1, "action")],
+)
+def test_a_card_names_what_the_model_was_trained_for(config: dict, frames: int, kind: str) -> None:
+    law = ConditioningConfig(max_condition_frames=frames)
+    assert DiffusionModel(tiny_dit(**config), conditioning=law).card_fields()["model"] == f"diffusion_4x72_{kind}"
+
+
 def test_batches_of_videos_and_of_pictures_train_one_model(tmp_path: Path) -> None:
     losses = run(tmp_path, steps=2, data=AlternatingLatents, micro_batch_size=2)
     assert sorted(losses) == [1, 2]
@@ -139,8 +221,8 @@ def test_samples_of_several_sizes_do_not_go_through_a_pipeline_that_expects_one(
     cards = (CARD, dataclasses.replace(CARD, latent_shape=PICTURE))
     model.check_data(CARD, CARD)
     model.config.variable_seq_lengths = False
-    with pytest.raises(UserError, match="variable_seq_lengths: got False, expected True, for samples differ"):
-        model.check_data(*cards)
+    with pytest.raises(UserError, match="variable_seq_lengths: got False, expected True where the model is cut"):
+        model.check_data(CARD)
     model.config.variable_seq_lengths = True
     model.check_data(*cards)
 
@@ -170,6 +252,35 @@ def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, me
         setattr(model.config, name, value)
     with pytest.raises(UserError, match=message):
         model.check_data(dataclasses.replace(CARD, **card))
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "frames", "kind", "message"),
+    [
+        ({}, {"context_parallel_size": 2}, 0, {"is_packed": True}, "context-parallel size: got 2, .*1 with packed"),
+        ({"action_dim": 7}, {}, 0, {"is_packed": True}, "actions in packs"),
+        ({"action_dim": 7}, {}, 0, {"with_actions": False}, "with_actions of the data: got False, expected True, for"),
+        ({}, {}, 0, {"with_actions": True}, "with_actions of the data: got True, expected False, .*action_dim None"),
+        (
+            {"action_dim": 7, "action_frames_per_latent": 4},
+            {},
+            0,
+            {},
+            "action_frames_per_latent: got 4, .*the 9 frames",
+        ),
+        ({}, {}, 2, {}, "max_condition_frames: got 2, expected fewer than the 2 latent frames"),
+    ],
+)
+def test_kinds_of_data_that_do_not_fit_are_refused(
+    config: dict, layout: dict, frames: int, kind: dict, message: str
+) -> None:
+    model = DiffusionModel(tiny_dit(**config), conditioning=ConditioningConfig(max_condition_frames=frames))
+    for name, value in layout.items():
+        setattr(model.config, name, value)
+    with pytest.raises(UserError, match=message):
+        model.check_data(CARD, **kind)
+    picture = dataclasses.replace(CARD, latent_shape=PICTURE)
+    DiffusionModel(tiny_dit(), conditioning=ConditioningConfig(max_condition_frames=2)).check_data(picture)
 
 
 def test_tokens_of_images_need_not_divide_by_the_context_parallel_ranks() -> None:

@@ -35,7 +35,7 @@ def _denoiser(**options):
         "fps": torch.tensor([10.0, 10.0]),
         "given": torch.full(SHAPE, 0.25),
         "mask": condition_mask(torch.tensor([1, 1]), SHAPE),
-        "augment_noise": torch.zeros(SHAPE),
+        "augment_noise": _normal(*SHAPE, seed=3),
         "actions": _normal(2, 3, 4, seed=2),
         "video2world": True,
     }
@@ -68,7 +68,9 @@ def test_the_unconditional_branch_lacks_the_given_frames_where_guidance_is_on_th
     result = denoiser(noisy, sigma)
     [(both_x, both_text, both_mask)] = denoiser.network.seen
     (x, free_x), (text, free_text), (mask, free_mask) = (t.chunk(2) for t in (both_x, both_text, both_mask))
-    scaled, held = noisy * denoiser.edm.c_in(sigma), (denoiser.given * denoiser.edm.c_in(torch.tensor(0.001)))[:, :, 0]
+    level = torch.tensor(0.001)
+    augmented = (denoiser.given + level * denoiser.augment_noise) * denoiser.edm.c_in(level)
+    scaled, held = noisy * denoiser.edm.c_in(sigma), augmented[:, :, 0]
     for branch in (x, free_x):
         torch.testing.assert_close(branch[:, :, 1:], scaled[:, :, 1:])
     torch.testing.assert_close(x[:, :, 0], held)

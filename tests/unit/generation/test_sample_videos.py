@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.data.datamodule import LatentDataModule
 from nemo_cosmos.data.latent_cache import LatentCacheConfig
+from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig
 from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.generation import sample_videos
 from nemo_cosmos.generation.sample_videos import SampleVideos, frame_sheet
 from nemo_cosmos.parallel import startup
 from nemo_cosmos.training.api import pretrain
@@ -22,7 +25,7 @@ from nemo_cosmos.training.defaults import default_log, default_optim, default_tr
 from nemo_cosmos.video_io import read_image
 from tests.unit.data.curated_folder import write_curated
 from tests.unit.data.test_latent_cache import _write
-from tests.unit.diffusion.tiny_run import tiny_dit
+from tests.unit.diffusion.tiny_run import Latents, tiny_dit
 from tests.unit.training.tiny_run import Losses
 
 
@@ -73,6 +76,28 @@ def test_held_out_videos_are_shown_beside_what_the_model_makes_of_them(latents: 
     assert {"reduced_train_loss", "grad_norm", "lr", "tokens_per_s", "mfu"} <= set(events.Tags()["scalars"])
     # Training does not notice.
     assert train(tmp_path / "plain", latents, []) == with_samples
+
+
+def test_a_sample_has_all_that_training_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+    monkeypatch.setattr(sample_videos, "VideoDenoiser", lambda **named: given.update(named))
+    monkeypatch.setitem(sample_videos.SAMPLERS, "euler", lambda denoiser, noise, sigmas: noise)
+    law = ConditioningConfig(max_condition_frames=1)
+    model = DiffusionModel(tiny_dit(action_dim=7), conditioning=law)
+    item = {**Latents()[0], "actions": torch.randn(8, 7)}
+    real = item["latent"][None]
+    sampled = [
+        SampleVideos(every=1, tokenizer="any", guidance=3.0)._generate(
+            item, real, model, torch.nn.Identity(), seed=seed
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(sampled[0], sampled[1]) and not torch.equal(sampled[0], sampled[2])
+    assert (given["guidance"], given["fps"].tolist(), given["video2world"]) == (3.0, [24.0], True)
+    assert torch.equal(given["text_emb"][0], item["text_emb"]) and not given["negative_text_emb"].any()
+    assert torch.equal(given["given"], real * 0.5)
+    assert given["mask"][0, 0, :, 0, 0].tolist() == [1, 0]
+    assert torch.equal(given["actions"], actions_per_latent_frame(item["actions"][None], 8))
 
 
 def test_another_tokenizer_than_the_latents_is_refused(latents: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from nemo_cosmos.diffusion.config import diffusion_7b, diffusion_14b, diffusion_tiny
 from nemo_cosmos.errors import UserError
@@ -16,9 +17,12 @@ def test_each_size_has_its_own_defaults(size, defaults):
 
 def test_published_sizes_sample_as_the_reference_does_unless_told_otherwise():
     config = SamplingConfig(guidance=0.0, num_frames=57).for_model(diffusion_7b(), {"sigma_max": 70.0})
-    assert (config.num_steps, config.sampler, config.height, config.width) == (35, "res_2ab", 704, 1280)
+    assert (config.num_steps, config.sampler, config.height, config.width) == (36, "res_2ab", 704, 1280)
     assert (config.guidance, config.num_frames, config.sigma_max) == (0.0, 57, 70.0)
-    assert config.sigmas().shape == (36,)
+    # Levels at which RES of 35 steps calls the network, `get_rev_ts(0.002, 70, 35, 7)` of the reference, and the end.
+    ramp = torch.arange(36, dtype=torch.float64) / 35
+    levels = (70.0 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 70.0 ** (1 / 7))) ** 7
+    torch.testing.assert_close(config.sigmas(), torch.cat([levels, torch.zeros(1)]).float())
     assert SamplingConfig(sigma_max=60.0).for_model(diffusion_7b(), {"sigma_max": 70.0}).sigma_max == 60.0
 
 

@@ -24,12 +24,12 @@ SAMPLING = SamplingConfig(num_frames=17, height=32, width=48, num_steps=3, sampl
 
 
 class WordEncoder:
-    """Encodes a text by the length of its words."""
+    """Encodes a text by the length of its words, and its end, which an empty one has too."""
 
     def encode(self, prompts):
         states = torch.zeros(len(prompts), 8, 384)
         for i, prompt in enumerate(prompts):
-            for j, word in enumerate(prompt.split()[:8]):
+            for j, word in enumerate([*prompt.split()[:7], "."]):
                 states[i, j] = len(word)
         return states, states[..., 0] > 0
 
@@ -101,6 +101,12 @@ def test_everything_runs_where_the_network_is(model, first_frames, monkeypatch):
     actions = np.zeros((1, 16, 7), np.float32)
     video = there.generate(["a car"], sampling, first_frames=[first_frames], actions=actions)[0]
     assert video.shape == (17, 32, 48, 3)
+
+
+def test_an_empty_prompt_is_no_text_as_dropout_trains_it(model):
+    empty, given = model._text(["", "a car"], ["a car"])
+    assert not empty[0].any()
+    assert torch.equal(empty[1:], given) and given.any()
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", None), ("cuda", torch.bfloat16)])
@@ -207,9 +213,12 @@ def test_guidance_moves_away_from_the_unconditional_branch(model, first_frames):
         ({"num_frames": 16}, "num_frames: got 16.*nearest is 17"),
         ({"width": 0}, "height, width"),
         ({"height": 4000}, "latent size T, H, W: got .*at most"),
+        ({"num_steps": 0}, "num_steps: got 0"),
+        ({"sigma_min": 90.0}, "sigma_min, sigma_max"),
     ],
 )
-def test_impossible_sizes_are_refused(model, values, message):
+def test_impossible_values_are_refused_before_anything_is_encoded(model, monkeypatch, values, message):
+    monkeypatch.setattr(WorldModel, "_text", lambda *_: pytest.fail("a prompt was encoded"))
     with pytest.raises(UserError, match=message):
         model.generate(["a car"], dataclasses.replace(SAMPLING, **values))
 
@@ -224,6 +233,10 @@ def test_conditions_that_do_not_fit_the_model_are_refused(model, action_model, f
         action_model.generate(["a car"], SAMPLING, first_frames=[first_frames], actions=actions[:, :8])
     with pytest.raises(UserError, match=r"actions: got \(1, 16, 6\), expected .*7\].* Give one row of seven numbers"):
         action_model.generate(["a car"], SAMPLING, first_frames=[first_frames], actions=actions[..., :6])
+    with pytest.raises(UserError, match=r"prompts, seeds: got \(2, 1\), expected one or more, and as many"):
+        model.generate(["a car", "an arm"], SAMPLING, seeds=[1])
+    with pytest.raises(UserError, match=r"prompts, seeds: got \(0, 0\)"):
+        model.generate([], SAMPLING)
     with pytest.raises(UserError, match="one entry per prompt"):
         model.generate(["a car", "an arm"], SAMPLING, first_frames=[first_frames])
 

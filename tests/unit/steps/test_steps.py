@@ -7,6 +7,7 @@ import torch
 
 from nemo_cosmos.contracts import Verdict
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.evaluation import perceptual
 from nemo_cosmos.evaluation.video_prediction import (
     MEASURES,
     Interval,
@@ -15,6 +16,7 @@ from nemo_cosmos.evaluation.video_prediction import (
     PredictionEvaluation,
 )
 from nemo_cosmos.files import read_json, write_json
+from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.steps import evaluate_wfm
 from nemo_cosmos.steps import generate as step
 from nemo_cosmos.steps.evaluate_tokenizer import reconstruct
@@ -26,7 +28,7 @@ from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 def _window(source, value):
     return HeldOutWindow(
-        frames=np.zeros((2, 8, 8, 3), np.uint8),
+        frames=np.zeros((2, 16, 16, 3), np.uint8),
         caption="",
         source=source,
         fps=10.0,
@@ -46,29 +48,68 @@ def test_predictions_are_told_for_each_domain_alone(tmp_path, monkeypatch):
     windows = [_window("street", 0), _window("arm", 1), _window("street", 2)]
     result = MeasureResult(
         measure="PSNR",
-        over_videos=Interval(mean=21.0, low=20.0, high=22.0),
+        over_videos=Interval(mean=20.0, low=10.0, high=30.0),
         per_video=(20.0, 30.0, 10.0),
-        per_frame=(21.0,),
+        per_frame=(20.0,),
         frames=(1,),
     )
-    names = (evaluate_wfm.MODEL, evaluate_wfm.SHUFFLED, evaluate_wfm.REPEAT, evaluate_wfm.UNCONDITIONAL)
+    sampled = (evaluate_wfm.MODEL, evaluate_wfm.SHUFFLED, evaluate_wfm.UNCONDITIONAL)
+    names = (*(f"{name}, seed 0" for name in sampled), evaluate_wfm.REPEAT, evaluate_wfm.CEILING)
     measures = tuple(dataclasses.replace(result, measure=name) for name in MEASURES)
     found = PredictionEvaluation(
         num_videos=3,
         num_frames=2,
         skip_frames=1,
-        methods=tuple(MethodResult(method=name, measures=measures) for name in (*names, evaluate_wfm.CEILING)),
+        methods=tuple(MethodResult(method=name, measures=measures) for name in names),
     )
     monkeypatch.setattr(evaluate_wfm, "held_out_windows", lambda *_, **__: windows)
     monkeypatch.setattr(evaluate_wfm, "evaluate_predictions", lambda *_, **__: found)
     for name in ("_predict_all", "_show"):
         monkeypatch.setattr(evaluate_wfm, name, lambda *_: {})
     returned = evaluate_wfm.evaluate_wfm("curated", tmp_path)
-    assert returned[evaluate_wfm.MODEL]["PSNR"] == 21.0
+    assert returned[evaluate_wfm.MODEL]["PSNR"] == 20.0
     by_source = read_json(tmp_path / "prediction_by_source.json")
     assert by_source.keys() == returned.keys()
     means = {"arm": dict.fromkeys(MEASURES, 30.0), "street": dict.fromkeys(MEASURES, 15.0)}
     assert by_source[evaluate_wfm.SHUFFLED] == means
+
+
+def test_each_seed_predicts_from_noise_of_its_own_and_measures_are_means(tmp_path, monkeypatch):
+    windows = [_window("street", 0), _window("arm", 1)]
+    drawn = []
+
+    class Brightness:
+        """A measure of frames that needs no weights."""
+
+        def frames(self, truth, videos):
+            return np.stack([video.mean(axis=(1, 2, 3)) for video in videos])
+
+    class Noise:
+        """Fills videos with their seed."""
+
+        tokenizer = contextlib.nullcontext()
+        tokenizer.use = lambda _: [window.frames for window in windows]
+
+        def generate(self, prompts, sampling, *, seeds, **_):
+            drawn.append(seeds)
+            return [np.full((2, 16, 16, 3), seed, np.uint8) for seed in seeds]
+
+    monkeypatch.setattr(evaluate_wfm, "held_out_windows", lambda *_, **__: windows)
+    monkeypatch.setattr(evaluate_wfm, "open_world_model", lambda *_: contextlib.nullcontext(Noise()))
+    monkeypatch.setattr(perceptual, "LpipsLike", Brightness)
+    sampling = SamplingConfig(seed=5, num_frames=2, height=16, width=16)
+    returned = evaluate_wfm.evaluate_wfm("curated", tmp_path, num_seeds=2, batch_size=1, sampling=sampling)
+    assert drawn == [[5], [6], [7], [8]] * 3  # of each WFM every window and seed
+    by_seed = read_json(tmp_path / "prediction_by_seed.json")[evaluate_wfm.MODEL]["LPIPS-like"]
+    assert by_seed == pytest.approx([5.5, 7.5])
+    assert returned[evaluate_wfm.MODEL]["LPIPS-like"] == pytest.approx(6.5)
+    difference = read_json(tmp_path / "differences.json")[evaluate_wfm.REPEAT]["LPIPS-like"]
+    assert (difference["mean"], difference["low"], difference["high"]) == pytest.approx((6.5, 6, 7))
+
+
+def test_no_seeds_are_refused(tmp_path):
+    with pytest.raises(UserError, match="num_seeds: got 0, expected at least 1"):
+        evaluate_wfm.evaluate_wfm("curated", tmp_path, num_seeds=0)
 
 
 def test_an_unsafe_prompt_stops_before_anything_is_loaded(tmp_path, monkeypatch):
