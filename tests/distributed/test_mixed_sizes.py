@@ -19,21 +19,20 @@ from tests.unit.diffusion.tiny_run import AlternatingLatents, PackedLatents, run
 pytestmark = pytest.mark.distributed
 
 STEPS = 2
-SIZES = {"variable_seq_lengths": True}
 LAYOUTS = {
-    "packed_tp2_sp": (PackedLatents, {"tp": 2, "sp": True}, {}),
-    "packed_pp2": (PackedLatents, {"pp": 2}, SIZES),
-    "packed_pp2_interleaved": (PackedLatents, {"pp": 2, "vp": 2}, SIZES),
-    "packed_fsdp": (PackedLatents, {"fsdp": "pytorch"}, {}),
-    "packed_dp2": (PackedLatents, {}, {}),
-    "alternating_cp2": (AlternatingLatents, {"cp": 2}, {}),
+    "packed_tp2_sp": (PackedLatents, {"tp": 2, "sp": True}),
+    "packed_pp2": (PackedLatents, {"pp": 2}),
+    "packed_pp2_interleaved": (PackedLatents, {"pp": 2, "vp": 2}),
+    "packed_fsdp": (PackedLatents, {"fsdp": "pytorch"}),
+    "packed_dp2": (PackedLatents, {}),
+    "alternating_cp2": (AlternatingLatents, {"cp": 2}),
 }
 
 
 def _train(rank: int, folder: Path) -> None:
-    for name, (data, layout, config) in LAYOUTS.items():
+    for name, (data, layout) in LAYOUTS.items():
         average = EMA(power=1.0)
-        run(folder / name, steps=STEPS, data=data, config=config, devices=2, callbacks=[average], **layout)
+        run(folder / name, steps=STEPS, data=data, devices=2, callbacks=[average], **layout)
         whole = sum(shard.shape.numel() for shard in average._shards.values())
         torch.save((sum(a.numel() for a in average._shadow.values()), whole), folder / f"{name}_{rank}.pt")
     with pytest.raises(UserError) as refused:

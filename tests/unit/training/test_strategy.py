@@ -10,7 +10,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.training.strategy import CosmosMegatronStrategy
-from tests.unit.training.tiny_run import run
+from tests.unit.training.tiny_run import TinyModel, run
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,16 @@ from tests.unit.training.tiny_run import run
 def test_what_does_not_go_with_sharded_weights_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CosmosMegatronStrategy(**{"fsdp": "pytorch", **arguments})
+
+
+def test_a_sharded_model_is_saved_as_by_the_distributed_optimizer() -> None:
+    strategy, model = CosmosMegatronStrategy(fsdp="pytorch"), TinyModel()
+    model.optim.config.use_distributed_optimizer = False
+    strategy.connect(model)
+    assert strategy.sharded_state_dict_metadata["distrib_optim_sharding_type"] == "fully_reshardable"
+    model.optim.config.fp16 = True
+    with pytest.raises(UserError, match="fp16: got True, expected False with fsdp"):
+        strategy.connect(model)
 
 
 def test_models_without_units_are_refused_before_they_are_built(tmp_path: Path) -> None:
