@@ -256,34 +256,6 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
         )
 
 
-def check_variable_lengths(config: DiTConfig, pp: int) -> None:
-    """Refuses a pipeline whose stages expect sequences of one length.
-
-    Args:
-        config: The model; `variable_seq_lengths` and `virtual_pipeline_model_parallel_size` are read.
-        pp: Pipeline-parallel size.
-
-    Raises:
-        UserError: With the reason and what would do.
-    """
-    if pp > 1 and not config.variable_seq_lengths:
-        raise user_error(
-            "variable_seq_lengths",
-            False,
-            "True, for samples differ in length and the model is cut into pipeline stages",
-            "Set it in the model's configuration.",
-        )
-    if config.virtual_pipeline_model_parallel_size is not None:
-        # Megatron sends lengths in one batch of messages, in which two stages take those of hidden states for those of
-        # gradients.
-        raise user_error(
-            "virtual pipeline-parallel size",
-            config.virtual_pipeline_model_parallel_size,
-            "None, for samples differ in length",
-            "Use a pipeline that is not interleaved.",
-        )
-
-
 def _check_pipeline(config: DiTConfig, pp: int) -> None:
     if pp > 1 and not config.variable_seq_lengths:
         raise user_error(

@@ -23,7 +23,7 @@ from megatron.core.utils import make_viewless_tensor
 from torch import nn
 
 from nemo_cosmos.diffusion.adaln import AdaLNLoRA, modulate
-from nemo_cosmos.diffusion.config import DiTConfig, check_layout, check_variable_lengths
+from nemo_cosmos.diffusion.config import DiTConfig, check_layout
 from nemo_cosmos.diffusion.embeddings import ConditionEmbedder, PatchEmbed, UncertaintyHead, linear, unpatchify
 from nemo_cosmos.diffusion.initialization import initialize_weights, tensor_parallel_axis
 from nemo_cosmos.diffusion.layer_spec import BlockInputs, DiTBlock, dit_block_spec
@@ -349,7 +349,6 @@ class CosmosDiT(MegatronModule):
             },
         )
         check_packed_layout(self.groups.cp.size())
-        check_variable_lengths(self.config, self.groups.pp.size())
 
     def global_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters and buffers under the names they have on one rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.architecture import architecture_of
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig, condition_mask, draw, network_input
-from nemo_cosmos.diffusion.config import DiTConfig, check_layout, check_variable_lengths
+from nemo_cosmos.diffusion.config import DiTConfig, check_layout
 from nemo_cosmos.diffusion.flops import training_flops
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighted_loss
@@ -28,6 +29,7 @@ from nemo_cosmos.diffusion.packing import check_packed_layout
 from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
+from nemo_cosmos.parallel.fsdp import check_pieces
 from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.parallel.stages import stage_ends
 
@@ -150,8 +152,8 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
         Raises:
             UserError: Channels, size or text width differ from the model's, the ranks cannot share the tokens, all
-                frames would be given, pipeline stages expect sequences of one length, or samples lack the actions that
-                the network takes, or have some that it does not take.
+                frames would be given, or samples lack the actions that the network takes, or have some that it does not
+                take.
         """
         config = self.config
         if is_packed:
@@ -163,8 +165,8 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 f"{not with_actions}, for the model has action_dim {config.action_dim}",
                 "Change one of the two.",
             )
-        if len({self._check_cache(card) for card in cards}) > 1 or is_packed:
-            check_variable_lengths(config, config.pipeline_model_parallel_size)
+        for card in cards:
+            self._check_cache(card)
 
     def _check_packs(self) -> None:
         if self.config.action_dim is not None:
@@ -182,7 +184,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 "Lower it in the conditioning, or train on longer videos.",
             )
 
-    def _check_cache(self, card: LatentCacheCard) -> int:
+    def _check_cache(self, card: LatentCacheCard) -> None:
         config, (channels, *size) = self.config, card.latent_shape
         if not card.continuous or channels != config.in_channels:
             raise user_error(
@@ -215,7 +217,18 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             config.context_parallel_size if size[0] > 1 else 1,  # of images the ranks share the samples
             num_tokens,
         )
-        return num_tokens
+
+    def check_fsdp(self) -> None:
+        """Refuses ranks that cannot share the weights evenly; the strategy calls it before anything is built.
+
+        Raises:
+            UserError: A weight cannot be cut into so many pieces.
+        """
+        config = copy.copy(self.config)
+        config.backend = "torch"  # TransformerEngine's layers, of the same shapes, would take memory on "meta" too
+        with torch.device("meta"):
+            network = CosmosDiT(config)
+        check_pieces(network, network.groups.dp_cp.size())
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds this rank's share of the network, once the process groups are there."""

@@ -49,7 +49,15 @@ class GenerationLayout:
         Raises:
             UserError: There are more or fewer than the layout has use for.
         """
-        ranks = self.tensor * self.pipeline * self.context * (2 if self.split_guidance else 1)
+        parts = self.tensor * self.pipeline
+        if self.shard_weights and world_size == parts:
+            raise user_error(
+                "number of processes",
+                world_size,
+                f"a multiple of tensor x pipeline = {parts}, for several ranks to share weights",
+                "Start more, or do not shard the weights.",
+            )
+        ranks = parts * self.context * (2 if self.split_guidance else 1)
         if world_size != ranks and (not self.shard_weights or self.split_guidance or world_size % ranks):
             raise user_error(
                 "number of processes",

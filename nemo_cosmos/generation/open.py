@@ -22,7 +22,7 @@ from nemo_cosmos.generation.stage import Stage
 from nemo_cosmos.generation.world_model import WorldModel
 from nemo_cosmos.parallel.branches import BranchRanks
 from nemo_cosmos.parallel.device import current_device
-from nemo_cosmos.parallel.sharded_weights import shard_weights
+from nemo_cosmos.parallel.fsdp import shard_weights
 from nemo_cosmos.parallel.startup import initialize, world_size
 from nemo_cosmos.text import TEXT_ENCODERS, CachedTextEncoder, load_text_encoder
 from nemo_cosmos.tokenizer.model import Tokenizer
@@ -121,7 +121,7 @@ def _place(network: CosmosDiT, layout: GenerationLayout) -> CosmosDiT:
     network = network.to(dtype=torch.bfloat16 if device.type == "cuda" else None)
     if not layout.shard_weights:
         return network.to(device)
-    shard_weights(network, network.blocks, network.groups.dp_cp)
+    shard_weights(network, network.groups.dp_cp)
     return network
 
 

@@ -1,7 +1,8 @@
-"""Fully sharded data parallelism: torch's FSDP2 behind the interface of Megatron's data-parallel wrappers.
+"""Fully sharded weights by torch's FSDP2: for generation, and behind the interface of Megatron's DDP for training.
 
-Each data- and context-parallel rank keeps a piece of every weight, gradient and optimizer state; the weights of a unit
-are gathered when it runs. Gradients are averaged over the ranks as Megatron's DDP does.
+Each data- and context-parallel rank keeps a piece of every weight, in training also of gradients and optimizer states;
+the weights of a unit are gathered when it runs. Gradients are averaged over the ranks as Megatron's DDP does, and Adam
+works on the pieces, which are float32 where the model computes in bf16.
 
 Megatron's own wrapper around FSDP2 cuts every weight along its first axis, which leaves ranks without a piece of a
 short one, and checkpoints describe uneven pieces wrongly. Here a weight is cut along its first axis that divides.
@@ -11,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from megatron.core.distributed.distributed_data_parallel_config import Distribut
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.optimizer import param_group_identifier_keys
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -32,21 +32,59 @@ from torch.distributed.tensor import DTensor, Shard
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
+from nemo_cosmos.parallel.pieces import ProcessGroup
+
+
+def shard_weights(module: nn.Module, group: ProcessGroup, *, precision: MixedPrecisionPolicy | None = None) -> None:
+    """Leaves each rank of a group its piece of every weight; those of a unit are gathered while it runs.
+
+    All ranks of the group must call the module equally often.
+
+    Args:
+        module: On the CPU or on this rank's device; changed in place, and moved to the device unit by unit. Its
+            `fsdp_units` are the types of the submodules that are gathered as one; what is in none of them is gathered
+            with the module itself.
+        group: The ranks that share.
+        precision: Of training: what weights are gathered in and gradients added up in. The pieces are then float32.
+            Without it they stay as the weights are.
+
+    Raises:
+        UserError: The module does not say what its units are.
+    """
+    marks = {name: dict(vars(parameter)) for name, parameter in module.named_parameters()}
+    mesh, unit_types = DeviceMesh.from_group(group, current_device().type), _unit_types(module)
+    for unit in (*(part for part in module.modules() if isinstance(part, unit_types)), module):
+        for parameter in unit.parameters() if precision is not None else ():
+            if not is_sharded(parameter):
+                parameter.data = parameter.data.float()
+        sharded = fully_shard(
+            unit,
+            mesh=mesh,
+            # Of the module itself too: between a forward pass without gradients and a checkpoint it must be in pieces.
+            reshard_after_forward=True,
+            # Without an even cut the last ranks have less, or nothing; torch can do that along the first axis only.
+            shard_placement_fn=lambda parameter: Shard(shard_axis(parameter.shape, group.size()) or 0),
+            mp_policy=precision or MixedPrecisionPolicy(),
+        )
+        # gloo takes no averages: then gradients are summed and divided.
+        sharded.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")
+    for name, parameter in module.named_parameters():
+        for mark, value in marks[name].items():  # by which Megatron knows what to add up and what to count once
+            setattr(parameter, mark, value)
+    module.register_load_state_dict_pre_hook(_shard_loaded)
 
 
 class FullyShardedDataParallel(_BaseDataParallel):
-    """A model whose weights are sharded over the data- and context-parallel ranks.
+    """A model in training whose weights are sharded over the data- and context-parallel ranks.
 
     Args:
-        config: Of the model; the pipeline must have one stage.
-        ddp_config: `grad_reduce_in_fp32` is read.
-        module: The model, on its device. Its `fsdp_units` are the types of the submodules that are gathered as one;
-            what is in none of them is gathered with the model itself.
+        config: Of the model.
+        ddp_config: `grad_reduce_in_fp32` and `check_for_nan_in_grad` are read.
+        module: As for `shard_weights`.
         **_: Megatron's DDP has further arguments.
 
     Raises:
-        UserError: A weight cannot be cut into so many pieces, the pipeline has several stages, or the model does not
-            say what its units are.
+        UserError: A weight cannot be cut into so many equal pieces, or the model does not say what its units are.
     """
 
     def __init__(
@@ -58,29 +96,33 @@ class FullyShardedDataParallel(_BaseDataParallel):
     ) -> None:
         super().__init__(config=config, module=module)
         self.ddp_config = ddp_config
-        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-            raise user_error(
-                "pipeline-parallel size",
-                parallel_state.get_pipeline_model_parallel_world_size(),
-                "1 with fully sharded weights",
-                "Use the distributed optimizer instead, which goes with a pipeline.",
-            )
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        axes = {parameter: shard_axis(name, parameter, group.size()) for name, parameter in module.named_parameters()}
-        marks = {name: dict(vars(parameter)) for name, parameter in module.named_parameters()}
-        precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if ddp_config.grad_reduce_in_fp32 else None)
-        units = [part for part in module.modules() if isinstance(part, _unit_types(module))]
-        mesh = DeviceMesh.from_group(group, current_device().type)
-        for unit in (*units, module):
-            sharded = fully_shard(
-                unit, mesh=mesh, shard_placement_fn=lambda parameter: Shard(axes[parameter]), mp_policy=precision
+        check_pieces(module, group.size())
+        precision = MixedPrecisionPolicy(
+            param_dtype=next(module.parameters()).dtype,
+            reduce_dtype=torch.float32 if ddp_config.grad_reduce_in_fp32 else None,
+            cast_forward_inputs=False,  # Megatron's wrapper of bf16 models does what is wanted of it
+        )
+        shard_weights(module, group, precision=precision)
+
+    def zero_grad_buffer(self) -> None:
+        """Forgets the gradients of the step before."""
+        for weight in self.parameters():
+            weight.main_grad = None
+
+    def finish_grad_sync(self) -> None:
+        """Hands the gradients, which are added up by now, to Megatron, and stops the run where they are no numbers."""
+        for weight in self.parameters():
+            weight.main_grad = weight.grad
+        if self.ddp_config.check_for_nan_in_grad:
+            gradients = [local_shard(weight.grad) for weight in self.parameters() if weight.grad is not None]
+            get_rerun_state_machine().validate_result(
+                result=torch.nn.utils.get_total_norm(gradients),
+                rejection_func=lambda norm: not torch.isfinite(norm),
+                message="gradients of this rank's pieces of the weights are not finite",
+                tolerance=0.001,  # between two runs of a step, where Megatron is told to repeat it; as of its DDP
+                fatal=True,
             )
-            # gloo takes no averages: then gradients are summed and divided.
-            sharded.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")
-        for name, parameter in module.named_parameters():
-            for mark, value in marks[name].items():  # by which Megatron knows what to add up and what to count once
-                setattr(parameter, mark, value)
-        module.register_load_state_dict_pre_hook(_shard_loaded)
 
 
 def _unit_types(module: nn.Module) -> tuple[type[nn.Module], ...]:
@@ -92,21 +134,29 @@ def _unit_types(module: nn.Module) -> tuple[type[nn.Module], ...]:
     return inner.fsdp_units
 
 
-def shard_axis(name: str, parameter: torch.Tensor, num_pieces: int) -> int:
-    """Returns the first axis along which a weight can be cut into equal pieces.
+def check_pieces(module: nn.Module, num_pieces: int) -> None:
+    """Refuses ranks among which a weight cannot be cut evenly, as checkpoints want it.
+
+    Args:
+        module: Its weights may be without values, on "meta".
+        num_pieces: Number of the ranks.
 
     Raises:
-        UserError: There is none.
+        UserError: There is such a weight.
     """
-    for axis, size in enumerate(parameter.shape):
-        if size % num_pieces == 0:
-            return axis
-    raise user_error(
-        "data- times context-parallel size",
-        num_pieces,
-        f"a divisor of an axis of {name}, whose shape is {tuple(parameter.shape)}",
-        "Use fewer ranks with fully sharded weights, or the distributed optimizer.",
-    )
+    for name, parameter in module.named_parameters():
+        if shard_axis(parameter.shape, num_pieces) is None:
+            raise user_error(
+                "data- times context-parallel size",
+                num_pieces,
+                f"with fsdp a divisor of an axis of {name}, whose shape is {tuple(parameter.shape)}",
+                "Use fewer ranks, a larger tensor-parallel size, or the distributed optimizer alone.",
+            )
+
+
+def shard_axis(shape: torch.Size, num_pieces: int) -> int | None:
+    """Returns the first axis along which a weight can be cut into equal pieces; None where there is none."""
+    return next((axis for axis, size in enumerate(shape) if size % num_pieces == 0), None)
 
 
 def is_sharded(parameter: torch.Tensor) -> bool:
@@ -165,18 +215,18 @@ def _sharded_optimizer_state(
 ) -> ShardedStateDict:
     adam = optimizer.optimizer
     if is_loading and not adam.state:
-        for main in optimizer.get_parameters():
-            moments = {name: torch.zeros_like(main) for name in ("exp_avg", "exp_avg_sq")}
-            adam.state[main] = {"step": torch.tensor(0.0), **moments}
+        for weight in optimizer.get_parameters():
+            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            adam.state[weight] = {"step": torch.tensor(0.0), **moments}
     entries = {id(entry.data): entry for entry in nested_values(model_state) if isinstance(entry, ShardedTensor)}
     states = {}
-    for index, (weight, main) in enumerate(_weights_and_mains(optimizer)):
+    for index, weight in enumerate(optimizer.get_parameters()):
         entry = entries[id(local_shard(weight))]
         states[index] = {
             name: dataclasses.replace(
                 entry, key=f"optimizer.state.{name}.{entry.key}", data=local_shard(tensor), dtype=tensor.dtype
             )
-            for name, tensor in _tensors_of(adam, main).items()
+            for name, tensor in _tensors_of(adam, weight).items()
         }
     steps = {float(state["step"]) for state in adam.state.values() if "step" in state}
     step = {"step": steps.pop()} if steps else {}
@@ -197,23 +247,15 @@ def _load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) 
     for group in adam.param_groups:
         saved = kinds[_kind(group)]
         group.update({name: saved[name] for name in group if name != "params" and name in saved})
-    for index, (_, main) in enumerate(_weights_and_mains(optimizer)):
-        for name, tensor in _tensors_of(adam, main).items():
+    for index, weight in enumerate(optimizer.get_parameters()):
+        for name, tensor in _tensors_of(adam, weight).items():
             local_shard(tensor).copy_(loaded["param_state"][index][name])
-        if "step" in adam.state[main]:
-            adam.state[main]["step"].fill_(next(iter(kinds.values()))["step"])
+        if "step" in adam.state[weight]:
+            adam.state[weight]["step"].fill_(next(iter(kinds.values()))["step"])
 
 
-def _weights_and_mains(optimizer: MegatronOptimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The model's weights, and what Adam works on: their float32 masters, or the weights themselves."""
-    halves = itertools.chain.from_iterable(getattr(optimizer, "float16_groups", []))
-    masters = itertools.chain.from_iterable(getattr(optimizer, "fp32_from_float16_groups", []))
-    weight_of = dict(zip(masters, halves, strict=True))
-    return ((weight_of.get(main, main), main) for main in optimizer.get_parameters())
-
-
-def _tensors_of(adam: torch.optim.Optimizer, main: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"param": main.detach(), **{name: tensor for name, tensor in adam.state[main].items() if name != "step"}}
+def _tensors_of(adam: torch.optim.Optimizer, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"param": weight.detach(), **{name: tensor for name, tensor in adam.state[weight].items() if name != "step"}}
 
 
 def _kind(group: dict[str, Any]) -> tuple:

@@ -32,6 +32,7 @@ def default_trainer(
     vp: int | None = None,
     cp: int = 1,
     sp: bool = False,
+    fsdp: Literal["pytorch"] | None = None,
     seed: int = 1234,
     val_every: int | None = None,
     val_batches: int = 0,
@@ -52,6 +53,8 @@ def default_trainer(
         vp: Model chunks per pipeline stage (interleaved schedule).
         cp: Context-parallel size.
         sp: Sequence parallelism inside the tensor-parallel group.
+        fsdp: `pytorch` shards weights and gradients too over the data- and context-parallel ranks, which else share
+            Adam's states alone.
         seed: Of weights and dropout.
         val_every: Steps between validations; None validates never.
         val_batches: Global batches per validation.
@@ -79,7 +82,8 @@ def default_trainer(
         virtual_pipeline_model_parallel_size=vp,
         context_parallel_size=cp,
         sequence_parallel=sp,
-        ddp=_ddp_config(overlap=on_gpu),
+        fsdp=fsdp,
+        ddp=_ddp_config(overlap=on_gpu and fsdp is None),
         ckpt_async_save=async_save,
         # The chunks of one rank hold copies of some weights; Megatron's parallel way would write such a weight twice.
         ckpt_parallel_save=vp is None,

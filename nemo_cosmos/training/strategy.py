@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -12,14 +13,27 @@ from lightning.pytorch.strategies.ddp import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
-from nemo.lightning import _strategy_lib
+from nemo.lightning import _strategy_lib, megatron_parallel
 from nemo.lightning.pytorch.strategies.utils import ckpt_to_dir, init_model_parallel
 from torch import nn
 
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel import cpu
+from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, write_as_distributed_optimizer
 from nemo_cosmos.parallel.startup import check_layout, end_model_parallel, save_checkpoints_in_process, seed_ranks
+
+
+@contextlib.contextmanager
+def _wrapping_by(wrapper: type[nn.Module]) -> Iterator[None]:
+    """While open, NeMo wraps models by this class: it takes no other where Megatron is to train them."""
+    ddp, megatron_parallel.DDP = megatron_parallel.DDP, wrapper
+    try:
+        yield
+    finally:
+        megatron_parallel.DDP = ddp
 
 
 class CosmosMegatronStrategy(nl.MegatronStrategy):
@@ -35,22 +49,76 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
       and the LightningModule has a method `check_data`.
     - A callback with a method `write_beside_checkpoint(trainer, directory)` may add files to a checkpoint while it
       still counts as unfinished.
+    - `fsdp="pytorch"`, which NeMo's refuses, shards the weights by `nemo_cosmos.parallel.fsdp`. The LightningModule
+      must have a method `check_fsdp`, which refuses what cannot be sharded before it is built. Checkpoints are those of
+      the distributed optimizer in its reshardable form.
 
     Args:
         seed: Base of the random states (dropout, and first weights of models that are drawn from these).
         ddp: Megatron's DDP configuration; None gives the default one with a check for NaN gradients.
+        fsdp: `pytorch` for fully sharded weights, or None for Megatron's DDP.
         **kwargs: As for `nl.MegatronStrategy`.
+
+    Raises:
+        UserError: `fsdp` is not one of these, or another argument does not go with it.
     """
 
-    def __init__(self, *, seed: int = 1234, ddp: DistributedDataParallelConfig | None = None, **kwargs: Any) -> None:  # noqa: ANN401 - NeMo's own arguments
+    def __init__(
+        self,
+        *,
+        seed: int = 1234,
+        ddp: DistributedDataParallelConfig | None = None,
+        fsdp: Literal["pytorch"] | None = None,
+        **kwargs: Any,  # noqa: ANN401 - NeMo's own arguments
+    ) -> None:
+        if fsdp not in (None, "pytorch"):
+            raise user_error("fsdp", fsdp, "'pytorch' or None", "Checkpoints of other kinds would fit no other layout.")
         super().__init__(ddp=ddp or DistributedDataParallelConfig(check_for_nan_in_grad=True), **kwargs)
         self.seed = seed
+        self.fsdp = fsdp
+        if fsdp is not None:
+            self._check_fsdp()
+            self.ckpt_optim_fully_reshardable = True
+
+    def _check_fsdp(self) -> None:
+        if self.pipeline_model_parallel_size > 1:
+            raise user_error(
+                "pipeline-parallel size",
+                self.pipeline_model_parallel_size,
+                "1 with fsdp",
+                "Leave fsdp out: the distributed optimizer goes with a pipeline.",
+            )
+        unwanted = {
+            "ddp.overlap_grad_reduce": (self.ddp_config.overlap_grad_reduce, False),
+            "ddp.overlap_param_gather": (self.ddp_config.overlap_param_gather, False),
+            "num_distributed_optimizer_instances": (self.num_distributed_optimizer_instances, 1),
+        }
+        for name, (got, expected) in unwanted.items():
+            if got != expected:
+                raise user_error(name, got, f"{expected} with fsdp", "Leave it out; fsdp overlaps of itself.")
+
+    def connect(self, model: pl.LightningModule) -> None:
+        """Attaches a model; where its weights are sharded, its optimizer has nothing left to distribute.
+
+        Raises:
+            UserError: The optimizer is to do what it cannot with sharded weights.
+        """
+        super().connect(model)
+        config = getattr(getattr(model, "optim", None), "config", None)
+        if self.fsdp is None or not isinstance(config, OptimizerConfig):
+            return
+        for name in ("fp16", "use_precision_aware_optimizer", "optimizer_cpu_offload"):
+            if getattr(config, name):
+                raise user_error(name, True, "False with fsdp", "Leave it out, or train without fsdp.")
+        config.use_distributed_optimizer = False
+        self.ddp_config.use_distributed_optimizer = True  # by which NeMo tells the form of checkpoints
 
     def setup_distributed(self) -> None:
         """Refuses an impossible layout, then starts the process groups and the random states.
 
         Raises:
-            UserError: The parallel sizes do not fit the number of processes, or the data do not fit the model.
+            UserError: The parallel sizes do not fit the number of processes, the data do not fit the model, or its
+                weights cannot be sharded.
         """
         if self.root_device.type == "cpu":
             cpu.enable(lightning=True)
@@ -70,11 +138,17 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         end_model_parallel()
         super().setup_distributed()
         init_model_parallel(self.model)
+        if self.fsdp is not None:
+            if not hasattr(self.lightning_module, "check_fsdp"):
+                name = type(self.lightning_module).__name__
+                raise user_error("fsdp", self.fsdp, f"None, for {name} cannot be sharded", "Leave it out.")
+            self.lightning_module.check_fsdp()
         self._seed_step(0)
 
     def init_model_parallel(self) -> None:
-        """Wraps the model for Megatron's DDP, so that its optimizer's states can be saved."""
-        super().init_model_parallel()
+        """Shards the weights, or wraps the model for Megatron's DDP, so that its optimizer's states can be saved."""
+        with _wrapping_by(FullyShardedDataParallel if self.fsdp else megatron_parallel.DDP):
+            super().init_model_parallel()
         # Megatron's reshardable checkpoints gather a buffer without its buckets' padding, and then look parameters up
         # where they stand with it: states of all but the first bucket would go to the wrong parameters.
         for ddp in (chunk.module for chunk in self.megatron_parallel):
@@ -87,6 +161,8 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         """Makes the optimizers of a fit. NeMo's own expects them in a validation too, where Lightning makes none."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().setup_optimizers(trainer)
+            for optimizer in self.optimizers if self.fsdp else ():
+                write_as_distributed_optimizer(optimizer.mcore_optimizer)
 
     def training_step(self, dataloader_iter: Iterator, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401 - as NeMo's
         """Forward and backward of one global batch; logs the loss."""
@@ -132,10 +208,8 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
                 callback.write_beside_checkpoint(self.trainer, ckpt_to_dir(filepath))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
-        """Restores the optimizers. NeMo's own version builds a CUDA device mesh even when FSDP is off."""
-        if self._fsdp is not None:
-            super().load_optimizer_state_dict(checkpoint, selective_restore)
-        elif self.should_restore_optimizer_states(selective_restore=selective_restore):
+        """Restores the optimizers. NeMo's own version builds a CUDA device mesh for them in any case."""
+        if self.should_restore_optimizer_states(selective_restore=selective_restore):
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
                 optimizer.load_state_dict(state)
 

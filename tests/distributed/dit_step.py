@@ -200,9 +200,7 @@ def unsharded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reduced_gradient(parameter: torch.nn.Parameter, wrapped: list[torch.nn.Module]) -> torch.Tensor:
-    if not hasattr(parameter, "main_grad"):
-        return unsharded(parameter.grad).clone()
-    gradient = parameter.main_grad.clone()
+    gradient = unsharded(parameter.main_grad).clone()
     if wrapped[0].ddp_config.use_distributed_optimizer:
         [buffer] = [b for ddp in wrapped for b in ddp.buffers if parameter in b.param_index_map]
         start, stop, bucket_id = buffer.param_index_map[parameter]

@@ -1,4 +1,4 @@
-"""Starts real processes that talk over gloo, quickly: a fork server imports Megatron once for all of them."""
+"""Starts real processes that talk over gloo, quickly: a fork server imports Megatron and NeMo once for all of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _PRELOAD = [
     "megatron.core.dist_checkpointing",
     "nemo_cosmos.diffusion.model",
     "nemo_cosmos.tokenizer.megatron_model",
+    "nemo_cosmos.training.defaults",
 ]
 TIMEOUT_S = 240.0
 
