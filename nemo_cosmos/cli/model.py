@@ -219,7 +219,9 @@ def convert(
 def evaluate_tokenizer(
     data: Annotated[Path, typer.Argument(help="Folder of videos and pictures, or one that `curate` wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder for measures.json, report.html, the sheet and the plot.")],
-    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, hf:// address, or embedded name.")] = "tokenizer_tiny",
+    tokenizer: Annotated[
+        str, typer.Option(help="Tokenizer folder, hf:// address, or embedded name.")
+    ] = "tokenizer_tiny",
     max_frames: Annotated[int | None, typer.Option(help="At most so many frames of each file.")] = None,
     temporal_window: Annotated[
         int | None,
@@ -261,7 +263,9 @@ def evaluate_wfm(
     unconditional: Annotated[
         str, typer.Option(help="The WFM without first frame and actions.")
     ] = "diffusion_tiny_text2world",
-    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, hf:// address, or embedded name.")] = "tokenizer_tiny",
+    tokenizer: Annotated[
+        str, typer.Option(help="Tokenizer folder, hf:// address, or embedded name.")
+    ] = "tokenizer_tiny",
     num_clips: Annotated[int, typer.Option(help="Held-out windows to predict.")] = 32,
     as_json: Json = False,
 ) -> None:
