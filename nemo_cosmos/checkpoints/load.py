@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_cosmos.checkpoints.detect import Format, detect
-from nemo_cosmos.checkpoints.embedded import embedded_path
+from nemo_cosmos.checkpoints.embedded import find_checkpoint
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion.architecture import config_from
 from nemo_cosmos.diffusion.config import DiTConfig
@@ -28,12 +28,12 @@ def load_tokenizer(place: str | Path) -> LoadedTokenizer:
     """Loads a tokenizer in evaluation mode, float32.
 
     Args:
-        place: Anything `nemo_cosmos.tokenizer.load.load` takes, or the name of embedded weights.
+        place: Anything `find_checkpoint` takes.
 
     Raises:
         UserError: There is none, it is a diffusion WFM, or its weights do not fit.
     """
-    return load(place if Path(place).exists() else embedded_path(str(place)))
+    return load(find_checkpoint(place))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +67,16 @@ def find_network(place: str | Path) -> StoredNetwork:
     """Finds a diffusion WFM's network and reads its card.
 
     Args:
-        place: A NeMo checkpoint with a card, or the name of embedded weights.
+        place: A NeMo checkpoint with a card, or a `.safetensors` file of whole weights with its card beside it, named
+            as `find_checkpoint` takes it.
 
     Raises:
         UserError: There is none.
     """
-    if not Path(place).exists():
-        path = embedded_path(str(place))
-        card = CheckpointCard.from_dict(read_json(path.with_suffix(".json")))
-        return StoredNetwork(card=card, fill=lambda network: load_whole_weights(network, path))
-    folder = Path(place)
+    folder = find_checkpoint(place)
+    if folder.suffix == ".safetensors" and folder.with_suffix(".json").is_file():
+        card = CheckpointCard.from_dict(read_json(folder.with_suffix(".json")))
+        return StoredNetwork(card=card, fill=lambda network: load_whole_weights(network, folder))
     if detect(folder) is not Format.NEMO:
         raise UserError(f"{folder}: is no NeMo checkpoint. Convert it first (nemo-cosmos convert ... --to nemo).")
     return StoredNetwork(card=read_card(folder), fill=lambda network: load_weights(network, folder))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_cosmos import __version__
 from nemo_cosmos.checkpoints.load import StoredNetwork, load_tokenizer
+from nemo_cosmos.checkpoints.wfm import TRANSFORMER, VAE, WEIGHTS_FILE
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion import state_dict as names
 from nemo_cosmos.diffusion.architecture import architecture_of
@@ -19,7 +20,7 @@ from nemo_cosmos.diffusion.warm_start import copy_whole_weights
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import read_json
 from nemo_cosmos.text import CachedTextEncoder, load_text_encoder
-from nemo_cosmos.tokenizer.conversion import read_diffusers_weights
+from nemo_cosmos.weight_files.safetensors_files import open_shards
 
 if TYPE_CHECKING:
     from nemo_cosmos.diffusion.model import CosmosDiT
@@ -66,8 +67,8 @@ class PipelineFolder:
         Raises:
             UserError: It is no Cosmos 1 model, or the tokenizer cannot be read.
         """
-        config = names.config_from_diffusers(read_json(self.folder / "transformer" / "config.json"))
-        vae = read_json(self.folder / "vae" / "config.json")
+        config = names.config_from_diffusers(read_json(self.folder / TRANSFORMER / "config.json"))
+        vae = read_json(self.folder / VAE / "config.json")
         card = CheckpointCard(
             model=self.folder.name,
             config=architecture_of(config),
@@ -82,10 +83,14 @@ class PipelineFolder:
         )
 
         def fill(network: CosmosDiT) -> None:
-            weights = names.from_diffusers(read_diffusers_weights(self.folder / "transformer"), config)
+            weights = names.entering(open_shards(self.folder / TRANSFORMER, WEIGHTS_FILE), config, "diffusers")
             # diffusers has no uncertainty head, which generation has no use for.
             copy_whole_weights(
-                network, weights, weights.__getitem__, source=str(self.folder), may_lack=names.NOT_IN_DIFFUSERS
+                network,
+                weights,
+                lambda name: weights[name].read(),
+                source=str(self.folder),
+                may_lack=names.NOT_IN_DIFFUSERS,
             )
 
         return StoredNetwork(card=card, fill=fill)
@@ -96,7 +101,7 @@ class PipelineFolder:
         Raises:
             UserError: It is no Cosmos tokenizer.
         """
-        return load_tokenizer(self.folder / "vae").model
+        return load_tokenizer(self.folder / VAE).model
 
     def text_encoder(self) -> CachedTextEncoder:
         """T5 with the folder's own weights, on the CPU."""

@@ -67,7 +67,7 @@ def tokenize(
     curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder of the latent cache.")],
     tokenizer: Annotated[
-        str, typer.Option(help="Published, diffusers or NeMo folder, or an embedded name.")
+        str, typer.Option(help="Published, diffusers or NeMo folder, hf:// address, or an embedded name.")
     ] = "tokenizer_tiny",
     text_encoder: Annotated[
         str, typer.Option(help="minilm-l6, t5-11b, or a diffusers pipeline's folder.")

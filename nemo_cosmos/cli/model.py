@@ -94,10 +94,10 @@ def generate(
     output: Annotated[Path, typer.Argument(help="The mp4 to write.")],
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
     checkpoint: Annotated[
-        str, typer.Option(help="NeMo folder, diffusers pipeline folder, or embedded name.")
+        str, typer.Option(help="NeMo folder, diffusers pipeline folder, hf:// address, or embedded name.")
     ] = "diffusion_tiny_action",
     tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer folder, or embedded name; a pipeline has its own.")
+        str | None, typer.Option(help="Tokenizer folder, hf:// address, or embedded name; a pipeline has its own.")
     ] = None,
     first_frame: Annotated[Path | None, typer.Option(help="Picture or video to go on from.")] = None,
     num_first_frames: Annotated[int, typer.Option(help="Frames taken from a video: 1 or 9.")] = 1,
@@ -230,7 +230,9 @@ def convert(
 def evaluate_tokenizer(
     data: Annotated[Path, typer.Argument(help="Folder of videos and pictures, or one that `curate` wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder for measures.json, report.html, the sheet and the plot.")],
-    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
+    tokenizer: Annotated[
+        str, typer.Option(help="Tokenizer folder, hf:// address, or embedded name.")
+    ] = "tokenizer_tiny",
     max_frames: Annotated[int | None, typer.Option(help="At most so many frames of each file.")] = None,
     temporal_window: Annotated[
         int | None,
@@ -272,7 +274,9 @@ def evaluate_wfm(
     unconditional: Annotated[
         str, typer.Option(help="The WFM without first frame and actions.")
     ] = "diffusion_tiny_text2world",
-    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or embedded name.")] = "tokenizer_tiny",
+    tokenizer: Annotated[
+        str, typer.Option(help="Tokenizer folder, hf:// address, or embedded name.")
+    ] = "tokenizer_tiny",
     num_clips: Annotated[int, typer.Option(help="Held-out windows to predict.")] = 32,
     num_seeds: Annotated[int, typer.Option(help="Predictions of each window; measures are their means.")] = 1,
     as_json: Json = False,

@@ -110,27 +110,25 @@ def _spread_out(numbers: Numbers, like: torch.Tensor) -> torch.Tensor:
     return values_CT[:, :num_frames, None, None]
 
 
-class LatentDataset(torch.utils.data.Dataset):
-    """The samples of one split of a continuous latent cache.
+class LatentDecoder:
+    """Makes what training takes of a continuous cache's samples.
 
     Args:
         root: The cache's folder.
-        split: Which split.
         sources: Only these domains; None for all.
         with_actions: Only samples that carry actions, and give them.
         statistics: Mean and standard deviation to normalise by, see `normalise_latent`; the cache's own when absent. A
             post-trained model needs those that its base was trained with.
 
     Raises:
-        UserError: The cache is unfinished, holds indices of a discrete tokenizer, or no sample passes; or the
-            statistics are not those of such latents.
+        UserError: The cache is unfinished or holds indices of a discrete tokenizer; or the statistics are not those of
+            such latents.
     """
 
     def __init__(
         self,
         root: str | Path,
         *,
-        split: Split,
         sources: tuple[str, ...] | None = None,
         with_actions: bool = False,
         statistics: tuple[Numbers, Numbers] | None = None,
@@ -142,14 +140,69 @@ class LatentDataset(torch.utils.data.Dataset):
         check_statistics(
             "latent statistics", self._mean, self._std, num_channels=num_channels, num_latent_frames=num_frames
         )
-        self._with_actions = with_actions
+        self._sources, self._with_actions = sources, with_actions
+
+    def takes(self, sample: LatentSample) -> bool:
+        """Whether a sample is of a wanted domain and has what is asked for."""
+        return (self._sources is None or sample.source in self._sources) and (
+            sample.has_actions or not self._with_actions
+        )
+
+    def decode(self, sample: LatentSample, tensors: bytes) -> dict[str, torch.Tensor]:
+        """Decodes one sample.
+
+        Args:
+            sample: What its JSON says.
+            tensors: Its safetensors member.
+
+        Returns:
+            `latent` float32 [C, T, H, W], normalised; `text_emb` float32 [L, D]; `text_mask` bool [L];
+            `fps` float32 scalar; with actions also `actions` float32 [num_frames-1, ACTION_DIM].
+        """
+        stored = load_safetensors(tensors)
+        item = {
+            "latent": normalise_latent(stored["latent"].float(), self._mean, self._std),
+            "text_emb": stored["text_emb"].float(),
+            "text_mask": stored["text_mask"],
+            "fps": torch.tensor(sample.fps, dtype=torch.float32),
+        }
+        if self._with_actions:
+            item["actions"] = stored["actions"]
+        return item
+
+
+class LatentDataset(torch.utils.data.Dataset):
+    """The samples of one split of a continuous latent cache.
+
+    Args:
+        root: The cache's folder.
+        split: Which split.
+        sources: As for `LatentDecoder`.
+        with_actions: As for `LatentDecoder`.
+        statistics: As for `LatentDecoder`.
+
+    Raises:
+        UserError: No sample passes, or as for `LatentDecoder`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        split: Split,
+        sources: tuple[str, ...] | None = None,
+        with_actions: bool = False,
+        statistics: tuple[Numbers, Numbers] | None = None,
+    ) -> None:
+        self._decoder = LatentDecoder(root, sources=sources, with_actions=with_actions, statistics=statistics)
+        self.card = self._decoder.card
         self.samples: list[LatentSample] = []
         self._places: list[tuple[TarShard, str]] = []
         for path in sorted((Path(root) / split).glob("[!.]*.tar")):
             shard = TarShard(path)
             for key in shard.keys:
                 sample = LatentSample.from_dict(json.loads(shard.read(f"{key}.json")))
-                if (sources is None or sample.source in sources) and (sample.has_actions or not with_actions):
+                if self._decoder.takes(sample):
                     self.samples.append(sample)
                     self._places.append((shard, key))
         if not self.samples:
@@ -158,28 +211,11 @@ class LatentDataset(torch.utils.data.Dataset):
                 "Collect and curate such video first."
             )
 
-    def _tensors(self, index: int) -> dict[str, torch.Tensor]:
-        shard, key = self._places[index]
-        return load_safetensors(shard.read(f"{key}.safetensors"))
-
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One sample.
-
-        Returns:
-            `latent` float32 [C, T, H, W], normalised; `text_emb` float32 [L, D]; `text_mask` bool [L];
-            `fps` float32 scalar; with actions also `actions` float32 [num_frames-1, ACTION_DIM].
-        """
-        tensors = self._tensors(index)
-        item = {
-            "latent": normalise_latent(tensors["latent"].float(), self._mean, self._std),
-            "text_emb": tensors["text_emb"].float(),
-            "text_mask": tensors["text_mask"],
-            "fps": torch.tensor(self.samples[index].fps, dtype=torch.float32),
-        }
-        if self._with_actions:
-            item["actions"] = tensors["actions"]
-        return item
+        """One sample, as `LatentDecoder.decode` gives it."""
+        shard, key = self._places[index]
+        return self._decoder.decode(self.samples[index], shard.read(f"{key}.safetensors"))

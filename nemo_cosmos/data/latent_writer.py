@@ -17,6 +17,12 @@ from tqdm import tqdm
 from nemo_cosmos.contracts import ClipRecord, LatentCacheCard, LatentSample, Split
 from nemo_cosmos.data.curated import CuratedClips, caption_at, curated_shards, windows_of
 from nemo_cosmos.data.latent_cache import LatentCacheConfig, cache_card
+from nemo_cosmos.energon_metadata import (
+    forget_energon_metadata,
+    tar_index_of,
+    write_energon_metadata,
+    write_tar_index,
+)
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.parallel.device import current_device
@@ -69,6 +75,7 @@ def begin_latent_cache(
         )
     if is_unfinished:
         cache_card(output).unlink(missing_ok=True)
+        forget_energon_metadata(output)
 
 
 def unwritten_shards(curated: str | Path, output: str | Path) -> list[str]:
@@ -151,18 +158,23 @@ class LatentWriter:
         state, moments = _state_of(self._curated, shard), {}
         for split in _SPLITS:
             clips = CuratedClips(self._curated, split=split, views=self._config.views, shards=(shard,))
-            if len(clips):
-                moments[split] = self._write_split(clips, split, shard).to_dict()
+            tar = _tar_of(self._output, split, shard)
+            if any(self._windows(record) for record in clips.records):
+                moments[split] = self._write_split(clips, split, tar).to_dict()
+                write_tar_index(tar)
             else:
-                _tar_of(self._output, split, shard).unlink(missing_ok=True)
+                _remove_tar(tar)
         write_json(_mark_of(self._output, shard), {"curated": state, "splits": moments})
 
-    def _write_split(self, clips: CuratedClips, split: Split, shard: str) -> _Moments:
+    def _windows(self, record: ClipRecord) -> list[int]:
+        return windows_of(record, num_frames=self._config.num_frames, stride=self._config.window_stride)
+
+    def _write_split(self, clips: CuratedClips, split: Split, path: Path) -> _Moments:
         import webdataset
 
         moments = _Moments()
         with (
-            written_aside(_tar_of(self._output, split, shard)) as aside,
+            written_aside(path) as aside,
             webdataset.TarWriter(str(aside), mtime=0.0) as tar,
             tqdm(total=len(clips), desc=f"tokenize {split}", unit="clip", disable=not self._progress) as bar,
         ):
@@ -181,7 +193,7 @@ class LatentWriter:
         config = self._config
         samples, frames = [], []
         for index, record in enumerate(clips.records):
-            starts = windows_of(record, num_frames=config.num_frames, stride=config.window_stride)
+            starts = self._windows(record)
             pixels = clips.frames(index, height=config.height, width=config.width) if starts else None
             for start in starts:
                 samples.append((_sample(record, start, config), record))
@@ -218,6 +230,11 @@ class LatentWriter:
 
 def _tar_of(output: str | Path, split: Split, shard: str) -> Path:
     return Path(output) / split / shard.replace("/", "__")
+
+
+def _remove_tar(tar: Path) -> None:
+    tar.unlink(missing_ok=True)
+    tar_index_of(tar).unlink(missing_ok=True)
 
 
 def _mark_of(output: str | Path, shard: str) -> Path:
@@ -322,9 +339,9 @@ def finish_latent_cache(
         return None
     names = curated_shards(curated)
     _remove_others(output, names)
-    marks = [read_json(_mark_of(output, name))["splits"] for name in names]
-    moments = {split: [mark[split] for mark in marks if split in mark] for split in _SPLITS}
-    train = [entry for entry in moments["train"] if entry["samples"]]
+    marks = {name: read_json(_mark_of(output, name))["splits"] for name in names}
+    moments = {split: {name: mark[split] for name, mark in marks.items() if split in mark} for split in _SPLITS}
+    train = list(moments["train"].values())
     if not train:
         raise UserError(
             f"{output}: no training clip has {config.num_frames} frames. Curate longer clips, or lower num_frames."
@@ -343,8 +360,13 @@ def finish_latent_cache(
         text_encoder=text_encoder.name,
         text_dim=text_encoder.dim,
         text_length=text_encoder.max_length,
-        num_samples={split: sum(entry["samples"] for entry in entries) for split, entries in moments.items()},
+        num_samples={split: sum(e["samples"] for e in entries.values()) for split, entries in moments.items()},
     )
+    by_tar = {
+        split: {str(_tar_of("", split, name)): entry["samples"] for name, entry in entries.items()}
+        for split, entries in moments.items()
+    }
+    write_energon_metadata(output, by_tar)
     write_json(cache_card(output), card.to_dict())
     return card
 
@@ -353,6 +375,8 @@ def _remove_others(output: str | Path, shards: list[str]) -> None:
     """Removes what was made from shards that an earlier curation had and this one has not."""
     kept = {_tar_of(output, split, name) for name in shards for split in _SPLITS}
     kept |= {_mark_of(output, name) for name in shards}
-    found = [*(tar for split in _SPLITS for tar in (Path(output) / split).glob("[!.]*.tar"))]
-    for path in {*found, *(Path(output) / "shards").glob("[!.]*.json")} - kept:
-        path.unlink(missing_ok=True)
+    for split in _SPLITS:
+        for tar in {*(Path(output) / split).glob("[!.]*.tar")} - kept:
+            _remove_tar(tar)
+    for mark in {*(Path(output) / "shards").glob("[!.]*.json")} - kept:
+        mark.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from nemo_cosmos.diffusion.initialization import tensor_parallel_axis
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.weight_files.hub import local_path
 
 ACTION_LAYERS = ("conditioning.action_embedder",)
 """Prefix of the layers that a base model may lack; they keep their first values, which leave the base unchanged."""
@@ -21,13 +22,13 @@ def load_whole_weights(model: CosmosDiT, path: str | Path, *, may_lack: tuple[st
 
     Args:
         model: This rank's part of the network.
-        path: Weights under our names, as one rank holds them.
+        path: Weights under our names, as one rank holds them; or their address on the hub.
         may_lack: Prefixes of names that may be absent; such weights keep their values.
 
     Raises:
         UserError: The file is missing, or a weight is missing or of another shape.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file. Give a .safetensors file of whole weights.")
     with safe_open(path, framework="pt") as file:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nemo_cosmos.checkpoints.embedded import find_checkpoint
 from nemo_cosmos.checkpoints.load import StoredNetwork, find_network, load_tokenizer
 from nemo_cosmos.checkpoints.pipeline_folder import PipelineFolder, is_pipeline
 from nemo_cosmos.contracts import CheckpointCard
@@ -51,21 +52,22 @@ def find_world_model(checkpoint: str | Path, tokenizer: str | Path | None = None
     """Finds the parts of a world model.
 
     Args:
-        checkpoint: A NeMo checkpoint with a card, a diffusers pipeline folder, or the name of embedded weights.
+        checkpoint: Anything `find_network` takes, or a diffusers pipeline folder, named likewise.
         tokenizer: Anything `load_tokenizer` takes; a pipeline's own, else `tokenizer_tiny`, when absent.
 
     Raises:
         UserError: Something is missing or of another kind.
     """
-    if not is_pipeline(checkpoint):
-        network = find_network(checkpoint)
+    place = find_checkpoint(checkpoint)
+    if not is_pipeline(place):
+        network = find_network(place)
         name = _text_encoder_of(network.card, network.config().crossattn_emb_channels)
         return WorldModelSource(
             network=network,
             load_tokenizer=lambda: load_tokenizer(tokenizer or _TOKENIZER).model,
             load_text_encoder=lambda: load_text_encoder(name),
         )
-    pipeline = PipelineFolder(checkpoint)
+    pipeline = PipelineFolder(place)
     schedule = pipeline.schedule()
     return WorldModelSource(
         network=pipeline.network(),

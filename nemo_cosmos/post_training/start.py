@@ -16,7 +16,7 @@ from nemo.lightning import AutoResume, NeMoLogger, Trainer
 from nemo.lightning.pytorch.optim import OptimizerModule
 
 from nemo_cosmos.checkpoints.detect import Format, detect
-from nemo_cosmos.checkpoints.embedded import embedded_path
+from nemo_cosmos.checkpoints.embedded import find_checkpoint
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.parallel.stored_weights import is_nemo
 from nemo_cosmos.tokenizer.load import is_tokenizer
@@ -44,13 +44,13 @@ def find_base(base: str) -> Base:
 
     Args:
         base: A checkpoint folder; a run's folder, of which the newest finished checkpoint is taken; a safetensors file
-            of whole weights with its card beside it; the name of embedded weights; or, of a tokenizer, its published,
-            diffusers or own folder.
+            of whole weights with its card beside it; or, of a tokenizer, its published, diffusers or own folder; named
+            as `find_checkpoint` takes it.
 
     Raises:
         UserError: There is none, or it is in another format.
     """
-    place = Path(base)
+    place = find_checkpoint(base)
     if place.suffix == ".safetensors":
         return Base(weights=place, card=place.with_suffix(".json"))
     if (place / "checkpoints").is_dir():
@@ -58,14 +58,9 @@ def find_base(base: str) -> Base:
         if not finished:
             raise UserError(f"{place}: holds no finished checkpoint. Let that run write one, or give another base.")
         place = finished[-1]
-    if place.is_dir():
-        if (found := detect(place)) is not Format.NEMO and not is_tokenizer(place):
-            raise UserError(f"{place}: is {found.value}. Convert it first (nemo-cosmos convert ... --to nemo).")
-        return Base(weights=place, card=place / CARD)
-    if "/" in base:
-        raise UserError(f"{base}: no such folder. Give the base's checkpoint, its run's folder, or a name.")
-    embedded = embedded_path(base)
-    return Base(weights=embedded, card=embedded.with_suffix(".json"))
+    if (found := detect(place)) is not Format.NEMO and not is_tokenizer(place):
+        raise UserError(f"{place}: is {found.value}. Convert it first (nemo-cosmos convert ... --to nemo).")
+    return Base(weights=place, card=place / CARD)
 
 
 def finetune(

@@ -16,6 +16,7 @@ from nemo_cosmos.parallel.stored_weights import is_nemo, read_whole
 from nemo_cosmos.tokenizer import conversion, published, weights
 from nemo_cosmos.tokenizer.model import Tokenizer
 from nemo_cosmos.tokenizer.statistics import LatentStatistics, of_diffusers, read_published
+from nemo_cosmos.weight_files.hub import local_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,12 @@ def load(place: str | Path) -> LoadedTokenizer:
 
     Args:
         place: Our folder, a published folder that tells its release, a diffusers folder, a NeMo checkpoint, or a
-            `.safetensors` file with its card beside it.
+            `.safetensors` file with its card beside it; or its address on the hub.
 
     Raises:
         UserError: There is none, it is a diffusion WFM, or its weights do not fit.
     """
-    place = Path(place)
+    place = local_path(place)
     if is_nemo(place):
         return _with_card(place, place / "card.json", read_whole)
     if place.suffix == ".safetensors" and place.with_suffix(".json").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import FileHandler, getLogger
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -160,11 +161,20 @@ def _fit(
 def _set_up(trainer: nl.Trainer, *, log: nl.NeMoLogger, resume: nl.AutoResume | None) -> Path:
     """Ties log and resume to the trainer; returns the run's folder."""
     _leave_out_unset_telemetry()
+    _end_logs_of_former_runs()
     configure_no_restart_validation_training_loop(trainer)
     state = log.setup(trainer, resume_if_exists=getattr(resume, "resume_if_exists", False))
     if resume is not None:
         resume.setup(trainer)
     return Path(state.log_dir)
+
+
+def _end_logs_of_former_runs() -> None:
+    # NeMo would write the lines of each run into the files of all runs before it in this process.
+    for logger in map(getLogger, ("nemo_logger", "lightning.pytorch", "megatron.core")):
+        for handler in [handler for handler in logger.handlers if isinstance(handler, FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 def _leave_out_unset_telemetry() -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.utils import get_model_config
 from nemo import lightning as nl
 from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
 from nemo.lightning import _strategy_lib, megatron_parallel
@@ -212,6 +213,14 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         if self.should_restore_optimizer_states(selective_restore=selective_restore):
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
                 optimizer.load_state_dict(state)
+
+    def teardown(self) -> None:
+        """Ends the run, after which a process lets go of its model, optimizer and process groups."""
+        super().teardown()
+        # Through this function NeMo's configuration leads to the optimizer. Its shards of float32 weights lead back to
+        # the model by their autograd graph, through which the garbage collector does not see.
+        for chunk in getattr(self, "megatron_parallel", None) or ():  # not there when setting up failed
+            get_model_config(chunk).finalize_model_grads_func = None
 
     def _seed_step(self, step: int) -> None:
         # Seeds of the ranks of one step lie within 100,000 of each other; the stride keeps the steps apart.

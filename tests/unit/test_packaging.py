@@ -50,7 +50,7 @@ def locked() -> dict[str, str]:
 
 def test_lock_satisfies_every_requirement(described: dict[str, Any], locked: dict[str, str]) -> None:
     extras = described["extras_require"]
-    assert set(extras) == {"curate", "train", "te", "sim", "guard", "perceptual", "faces", "dev", "all"}
+    assert set(extras) == {"curate", "train", "te", "sim", "guard", "perceptual", "faces", "energon", "dev", "all"}
     wanted = [*described["install_requires"], *(line for name in extras if name != "te" for line in extras[name])]
     for line in wanted:
         requirement = Requirement(line)

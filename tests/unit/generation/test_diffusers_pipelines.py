@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -22,13 +25,17 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from nemo_cosmos.checkpoints import pipeline_folder
+from nemo_cosmos.checkpoints.pipeline_folder import PipelineFolder
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json
 from nemo_cosmos.generation.open import open_world_model
 from nemo_cosmos.generation.sampling import SamplingConfig
+from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.conversion import save_diffusers
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.weight_files.safetensors_files import open_shards
 
 pytestmark = pytest.mark.usefixtures("torchvision_resize")
 
@@ -163,6 +170,30 @@ def test_latents_equal_those_of_the_pipeline(saved, monkeypatch, num_first_frame
             [prompts["prompt"]], SAMPLING, negative_prompt="video", first_frames=[frames] if given else None
         )
         assert (unguided - expected).abs().max() > 10 * TOLERANCE
+
+
+def test_a_pipelines_network_is_read_weight_by_weight(saved, monkeypatch):
+    _, pipeline, folder = saved
+    alive, most = weakref.WeakSet(), 0
+
+    def opened(*place):
+        def read(weight):
+            nonlocal most
+            tensor = weight.read()
+            alive.add(tensor)
+            most = max(most, len(alive))
+            return tensor
+
+        weights = open_shards(*place)
+        return {name: replace(weight, read=partial(read, weight)) for name, weight in weights.items()}
+
+    monkeypatch.setattr(pipeline_folder, "open_shards", opened)
+    with initialize():
+        network = PipelineFolder(folder).network().load()
+    theirs = pipeline.transformer.state_dict()
+    assert torch.equal(network.state_dict()["final_layer.linear.weight"], theirs["proj_out.weight"])
+    # The three of a fused weight, and the one before them; all at once would be as many as there are.
+    assert 1 <= most <= 4 < len(theirs)
 
 
 def test_a_pipeline_of_another_kind_is_refused(saved, tmp_path):

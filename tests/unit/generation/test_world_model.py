@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+from pathlib import Path
 from unittest.mock import Mock, call
 
 import numpy as np
@@ -117,6 +118,7 @@ def test_parts_are_opened_on_this_ranks_device(model, monkeypatch, device, dtype
     network.to.return_value = network
     monkeypatch.setattr(opening, "initialize", lambda **_: contextlib.nullcontext())
     monkeypatch.setattr(opening, "current_device", lambda: device)
+    monkeypatch.setattr(opening, "find_checkpoint", Path)
     monkeypatch.setattr(opening, "find_network", lambda _: stored)
     monkeypatch.setattr(opening, "load_tokenizer", lambda _: Mock(model=tokenizer))
     monkeypatch.setattr(opening, "load_text_encoder", lambda _: encoder)

@@ -76,6 +76,7 @@ def test_models_and_data_of_a_tokenizer_need_no_card(tmp_path: Path, called: dic
     folder = write_checkpoint(tmp_path / "step=0000010")
     start.finetune(lambda: "tokenizer", lambda: "clips", "trainer", log="log", optim="optim", base=str(folder))
     assert (called["model"], called["data"], called["base"]) == ("tokenizer", "clips", folder)
+    (tmp_path / "whole.safetensors").touch()
     with pytest.raises(UserError, match=r"base: got .*whole\.safetensors"):
         start.finetune(
             lambda: 0, lambda: 0, "trainer", log="log", optim="optim", base=str(tmp_path / "whole.safetensors")
@@ -92,6 +93,7 @@ def test_run_folder_stands_for_its_newest_finished_checkpoint(tmp_path: Path) ->
 
 
 def test_file_has_its_card_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "whole.safetensors").touch()
     found = start.find_base(str(tmp_path / "whole.safetensors"))
     assert (found.weights, found.card) == (tmp_path / "whole.safetensors", tmp_path / "whole.json")
 
@@ -100,7 +102,7 @@ def test_what_is_no_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no finished checkpoint"):
         start.find_base(str(tmp_path / "run"))
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: neither a folder nor embedded weights"):
         start.find_base(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="checkpoint nothing: neither a folder nor embedded weights"):
         start.find_base("nothing")

@@ -1,5 +1,7 @@
 import csv
+import gc
 import json
+import os
 import shutil
 
 import pytest
@@ -32,6 +34,16 @@ def test_the_loss_falls(uninterrupted):
     _, losses = uninterrupted
     assert list(losses) == [1, 2, 3, 4, 5, 6]
     assert losses[6] < losses[1] - 0.3
+
+
+def test_a_process_keeps_nothing_open_of_former_runs(uninterrupted, tmp_path):
+    opened = []
+    for name in ("first", "second"):
+        run(tmp_path / name, steps=1)
+        startup.shutdown()
+        gc.collect()
+        opened.append(len(os.listdir("/proc/self/fd")))
+    assert opened[1] <= opened[0]  # NeMo itself keeps the newest run until the next one
 
 
 def test_the_newest_checkpoints_are_kept(uninterrupted):

@@ -22,6 +22,7 @@ from nemo_cosmos.contracts import ClipRecord, Conditions
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import read_video
 from tests.unit.curator_stages.samples import moving_texture
+from tests.unit.energon_prepared import assert_prepared_as_by_energon
 
 
 def record(name: str, *, pixels: int = 100, frames: int = 10, rollout: str | None = None, start: int = 0) -> ClipRecord:
@@ -120,17 +121,32 @@ def run_set(clips: list[StoredClip], output: Path, config: CurationConfig) -> Cl
 def test_shards_are_read_by_webdataset(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
     output = tmp_path / "out"
     run_set(clips, output, replace(config, clips_per_shard=1))
-    tars = sorted(output.glob("resolution_*/aspect_ratio_*/frames_*/shard-*.tar"))
+    tars = sorted(output.glob("resolution_*/aspect_ratio_*/frames_*/*.tar"))
     assert [t.relative_to(output).as_posix() for t in tars] == [
-        "resolution_64/aspect_ratio_1_1/frames_17_32/shard-000000.tar",
-        "resolution_64/aspect_ratio_1_1/frames_9_16/shard-000000.tar",
-        "resolution_64/aspect_ratio_1_1/frames_9_16/shard-000001.tar",
+        "resolution_64/aspect_ratio_1_1/frames_17_32/train-000000.tar",
+        "resolution_64/aspect_ratio_1_1/frames_9_16/train-000000.tar",
+        "resolution_64/aspect_ratio_1_1/frames_9_16/train-000001.tar",
     ]
     for sample in webdataset.WebDataset([str(t) for t in tars], shardshuffle=False):
         told = ClipRecord.from_dict(json.loads(sample["json"]))
         assert told.clip_id == sample["__key__"]
         assert sample["__url__"].endswith(told.shard)
         assert len(read_video(sample["mp4"])[0]) == told.num_frames
+
+
+def test_shards_are_of_one_split_and_prepared_as_by_energon(
+    clips: list[StoredClip], tmp_path: Path, config: CurationConfig
+) -> None:
+    clips[1] = replace(clips[1], record=replace(clips[1].record, split="heldout"))
+    run_set(clips, tmp_path / "out", config)
+    run_set(clips, tmp_path / "out", config)  # a set that stood there before goes in full
+    tars = sorted((tmp_path / "out").glob("resolution_*/aspect_ratio_*/frames_*/*.tar"))
+    assert [f"{tar.parent.name}/{tar.name}" for tar in tars] == [
+        "frames_17_32/train-000000.tar",
+        "frames_9_16/heldout-000000.tar",
+        "frames_9_16/train-000000.tar",
+    ]
+    assert_prepared_as_by_energon(tmp_path / "out", tmp_path / "scratch")
 
 
 def test_manifest_has_a_row_for_every_clip(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:

@@ -6,8 +6,9 @@ fetched twice. `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_HOME` and `HF_ENDPOINT` are res
 
 from __future__ import annotations
 
+import functools
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -29,17 +30,27 @@ _NOT_WEIGHTS = ("guardrail/*", "nemo/*", "*.md", "*.mp4", "*.gif", "*.png", "*.j
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def local_path(source: str | Path) -> Path:
+    """Path of what is named by a path or by an address on the hub, which is fetched.
+
+    Raises:
+        UserError: As `fetch`; a path need not exist.
+    """
+    return fetch(source) if isinstance(source, str) and is_address(source) else Path(source)
+
+
 def is_address(source: str) -> bool:
     """Tells whether a checkpoint is named by an address on the hub."""
     return source.startswith("hf://")
 
 
+@functools.cache  # a process sees one commit, and compares its files once
 def fetch(address: str) -> Path:
     """Finds a checkpoint in the local cache, or downloads it there.
 
     Args:
         address: `hf://OWNER/NAME` for a repository's newest weights, with `@REVISION` (a commit, branch or tag) those
-            of that time, and with `/PATH` one file or folder of it, such as
+            of that time, and with `/PATH` one folder of it, or one file with its card beside it, such as
             `hf://nvidia/Cosmos-Predict1-7B-Text2World/model.pt`.
 
     Returns:
@@ -53,7 +64,7 @@ def fetch(address: str) -> Path:
     if match is None:
         raise user_error("address", address, "hf://OWNER/NAME[@REVISION][/PATH]", "Correct it.")
     path = match["path"]
-    patterns = {"ignore_patterns": list(_NOT_WEIGHTS)} if path is None else {"allow_patterns": [path, f"{path}/*"]}
+    patterns = {"ignore_patterns": list(_NOT_WEIGHTS)} if path is None else {"allow_patterns": _at(path)}
     try:
         folder = Path(snapshot_download(match["repo"], revision=match["revision"], **patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -66,6 +77,10 @@ def fetch(address: str) -> Path:
     for file in [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file()):
         _check(file)
     return place
+
+
+def _at(path: str) -> list[str]:
+    return [path, f"{path}/*", str(PurePosixPath(path).with_suffix(".json"))]
 
 
 def _explained(error: Exception) -> str:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from nemo_cosmos.checkpoints import hub
+from nemo_cosmos.checkpoints import embedded
+from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.weight_files import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"model.pt": os.urandom(300_000), "config.json": b"{}", "guardrail/big.bin": b"not wanted"}
@@ -27,6 +29,7 @@ class _Hub(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.listed = dict(FILES)
         self.files = dict(FILES)
         self.asked: list[tuple[str, str | None]] = []
         self.breaks_after: int | None = None
@@ -52,7 +55,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.server.refuses:
             self._answer(401, {"X-Error-Code": "GatedRepo", "Content-Length": "0"})
         elif self.path.startswith(f"/api/models/{REPO}/revision/main"):
-            listed = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
+            listed = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.server.listed]}
             body = json.dumps(listed).encode()
             self._answer(200, {"Content-Type": "application/json", "Content-Length": str(len(body))}, body)
         elif self.path.startswith("/api/"):
@@ -70,7 +73,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.server.asked.append((name, wanted))
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
         headers = {
-            "ETag": f'"{hashlib.sha256(FILES[name]).hexdigest()}"',
+            "ETag": f'"{hashlib.sha256(self.server.listed[name]).hexdigest()}"',
             "X-Repo-Commit": COMMIT,
             "Accept-Ranges": "bytes",
             "Content-Length": str(len(content) - start),
@@ -96,10 +99,15 @@ def server() -> Iterator[_Hub]:
 def fetch(server: _Hub, cache: Path, address: str, **environment: str) -> str:
     """What `hub.fetch` gives, or the error that it raises."""
     code = (
-        "import sys; from nemo_cosmos.checkpoints.hub import fetch; from nemo_cosmos.errors import UserError\n"
+        "import sys; from nemo_cosmos.weight_files.hub import fetch; from nemo_cosmos.errors import UserError\n"
         "try: print(fetch(sys.argv[1]))\n"
         "except UserError as error: print(error)"
     )
+    return run(server, cache, code, address, **environment)
+
+
+def run(server: _Hub, cache: Path, code: str, *arguments: str, **environment: str) -> str:
+    """What code prints whose hub is the server."""
     settings = {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(cache),
@@ -108,7 +116,7 @@ def fetch(server: _Hub, cache: Path, address: str, **environment: str) -> str:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    command, variables = [sys.executable, "-c", code, address], {**os.environ, **settings, **environment}
+    command, variables = [sys.executable, "-c", code, *arguments], {**os.environ, **settings, **environment}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=variables).stdout.strip()
 
 
@@ -154,3 +162,40 @@ def test_malformed_addresses_are_refused(address: str) -> None:
 def test_only_addresses_are_addresses() -> None:
     assert hub.is_address("hf://nvidia/Cosmos-Predict1-7B-Text2World/model.pt")
     assert not hub.is_address("nvidia/Cosmos-Predict1-7B-Text2World")
+
+
+_EVERY_PLACE = """
+import sys
+from nemo_cosmos.checkpoints.convert import convert
+from nemo_cosmos.checkpoints.load import find_network, load_tokenizer
+from nemo_cosmos.diffusion.warm_start import load_whole_weights
+from nemo_cosmos.generation.open import find_world_model
+from nemo_cosmos.parallel.startup import initialize
+from nemo_cosmos.post_training.start import find_base
+from nemo_cosmos.tokenizer import load
+
+tokenizer, wfm, target = sys.argv[1:]
+convert(tokenizer, target, to="diffusers")
+told = [load_tokenizer(tokenizer).model.fingerprint(), load.load(tokenizer).model.fingerprint()]
+source = find_world_model(wfm, tokenizer)
+told.append(source.load_tokenizer().fingerprint())
+with initialize():
+    load_whole_weights(source.network.load(), wfm)
+told += [find_network(wfm).card.model, find_base(wfm).weights.name, find_base(wfm).card.exists()]
+print(*told)
+"""
+
+
+def test_every_place_that_takes_a_checkpoint_takes_an_address(server: _Hub, tmp_path: Path) -> None:
+    for name in ("tokenizer_tiny", "diffusion_tiny_text2world"):
+        for suffix in (".safetensors", ".json"):
+            server.listed[f"tiny/{name}{suffix}"] = (embedded.WEIGHTS / f"{name}{suffix}").read_bytes()
+    server.files = server.listed
+    tokenizer, wfm = (
+        f"hf://{REPO}/tiny/{name}.safetensors" for name in ("tokenizer_tiny", "diffusion_tiny_text2world")
+    )
+    told = run(server, tmp_path / "cache", _EVERY_PLACE, tokenizer, wfm, str(tmp_path / "vae")).split()[-6:]
+    fingerprint = load_tokenizer("tokenizer_tiny").model.fingerprint()
+    assert told == [*[fingerprint] * 3, "diffusion_tiny_text2world", "diffusion_tiny_text2world.safetensors", "True"]
+    assert load_tokenizer(tmp_path / "vae").model.fingerprint() == fingerprint
+    assert [name for name, _ in server.asked].count("tiny/diffusion_tiny_text2world.safetensors") == 1
