@@ -64,36 +64,36 @@ def compare(config: TokenizerConfig, dtype: torch.dtype, args: argparse.Namespac
     }
     peak = gemm_peak(dtype)
     for name, (run_ours, run_theirs) in pairs.items():
-        calls, num_operations = {"ours": run_ours}, {"ours": operations(run_ours)}
+        calls, (given, own_operations) = {"ours": run_ours}, counted(run_ours)
         try:
-            expected = run_theirs()
-            apart = ((run_ours() - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+            expected, other_operations = counted(run_theirs)
         except NotImplementedError as problem:  # torch lacks some operations for bf16 on CPUs
             remark = f"diffusers cannot: {problem}"
         else:
+            apart = ((given - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
             if not apart <= MOST_APART[dtype]:
                 raise SystemExit(f"{name}, {label}: results are {apart:.1e} apart")
             remark = f"largest difference {apart:.1e}"
-            calls["diffusers"], num_operations["diffusers"] = run_theirs, operations(run_theirs)
+            calls["diffusers"] = run_theirs
         result = alternate(calls, args.rounds)
         own, other = result["ours"], result.get("diffusers")
         seconds, ratio, memory, share = "-", "-", "-", "-"
         if other is not None:
             seconds, ratio = f"{other.seconds:.2f}", f"{other.seconds / own.seconds:.2f}"
             memory = f"{own.peak_mib / other.peak_mib:.2f}"
-            share = f"{num_operations['ours'] / num_operations['diffusers']:.2f}"
+            share = f"{own_operations / other_operations:.2f}"
         print(
             f"{name + ', ' + label:24}{own.seconds:8.2f}{seconds:>13}{ratio:>7}{args.frames / own.seconds:10.2f}"
-            f"{own.peak_mib:7.0f}{memory:>8}{share:>7}{num_operations['ours'] / own.seconds / peak:9.0%}   {remark}",
+            f"{own.peak_mib:7.0f}{memory:>8}{share:>7}{own_operations / own.seconds / peak:9.0%}   {remark}",
             flush=True,
         )
 
 
-def operations(call: Callable[[], object]) -> int:
-    """Counts the floating-point operations of a call's matrix products and convolutions."""
+def counted(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """Returns a call's result and the floating-point operations of its matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
+        result = call()
+    return result, counter.get_total_flops()
 
 
 def twin(tokenizer: CausalVideoTokenizer) -> torch.nn.Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
@@ -27,11 +30,11 @@ class UpLevel(nn.Module):
         self.block = nn.ModuleList(ResnetBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
         self.upsample = HybridUpsample(out_channels, space=space, time=time) if space or time else None
 
-    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
-        """[B, C, T, H, W] -> [B, C', T', H', W']."""
-        for block in self.block:
-            x_BCTHW = block(x_BCTHW, past)
-        return x_BCTHW if self.upsample is None else self.upsample(x_BCTHW, past)
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Yields the layers, for the caller to run: while a call lasts, its argument stays in memory."""
+        yield from self.block
+        if self.upsample is not None:
+            yield self.upsample
 
 
 def up_axes(config: TokenizerConfig) -> list[tuple[bool, bool]]:
@@ -77,8 +80,8 @@ class Decoder(nn.Module):
     def forward(self, z_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, z_channels, T', H', W'] -> [B, 3, T, H, W]; with a past the next frames of its video."""
         h_BCTHW = self.mid(self.conv_in(z_BCTHW, past), past)
-        for level in reversed(self.up):
-            h_BCTHW = level(h_BCTHW, past)
+        for layer in itertools.chain(*reversed(self.up)):
+            h_BCTHW = layer(h_BCTHW, past)
         video_BCTHW = self.unpatcher3d(self.conv_out(silu(self.norm_out(h_BCTHW)), past), past)
         past.end_chunk()
         return video_BCTHW

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
@@ -27,11 +30,11 @@ class DownLevel(nn.Module):
         self.block = nn.ModuleList(ResnetBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
         self.downsample = HybridDownsample(out_channels, space=space, time=time) if space or time else None
 
-    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
-        """[B, C, T, H, W] -> [B, C', T', H', W']."""
-        for block in self.block:
-            x_BCTHW = block(x_BCTHW, past)
-        return x_BCTHW if self.downsample is None else self.downsample(x_BCTHW, past)
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Yields the layers, for the caller to run: while a call lasts, its argument stays in memory."""
+        yield from self.block
+        if self.downsample is not None:
+            yield self.downsample
 
 
 class Encoder(nn.Module):
@@ -63,8 +66,8 @@ class Encoder(nn.Module):
     def forward(self, video_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, 3, T, H, W] -> [B, z_channels, T', H', W']; with a past the next frames of its video."""
         h_BCTHW = self.conv_in(self.patcher3d(video_BCTHW, past), past)
-        for level in self.down:
-            h_BCTHW = level(h_BCTHW, past)
+        for layer in itertools.chain(*self.down):
+            h_BCTHW = layer(h_BCTHW, past)
         h_BCTHW = self.conv_out(silu(self.norm_out(self.mid(h_BCTHW, past))), past)
         past.end_chunk()
         return h_BCTHW

@@ -3,7 +3,8 @@
 There the networks are bound by multiplications, almost all of them in 3x3 convolutions over space and convolutions of
 3 frames over time. Both are written as matrix products over channels of sums of inputs, which share products among
 neighbouring outputs. Results differ from the direct sums by rounding alone. Weights are transformed anew in every call:
-kept, they would take several times the memory of the model.
+kept, they would take several times the memory of the model. Of the rest some pixels are there at once, and a result may
+take its input's memory.
 
 In bf16, where differences of inputs would be rounded, weights of equal inputs are summed and nothing else is changed.
 
@@ -16,11 +17,17 @@ Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, arXiv
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nemo_cosmos.tokenizer import pages
+
+Prologue = Callable[[Tensor], Tensor]
+"""Takes and gives frames [N, C, H, W], each alone."""
 
 _TILE = 4
 """Edge of the square of outputs that are computed together, from (_TILE + 2)^2 products instead of 9 _TILE^2."""
@@ -28,9 +35,9 @@ _MIN_CHANNELS = 64
 """With fewer, the transforms cost more than the multiplications that they save."""
 _MIN_PIXELS = 512
 """With fewer, of all frames, transforming the weights costs more."""
-_TILES_AT_ONCE = 128
+_TILES_AT_ONCE = 64
 """Tiles in memory together: rows enough for a matrix product, and few enough for the cache."""
-_PIXELS_AT_ONCE = 1024
+_PIXELS_AT_ONCE = 512
 """Pixels that a convolution over time works on together, for the same reasons."""
 
 
@@ -64,7 +71,22 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     return min(weight.shape[:2]) >= _MIN_CHANNELS and x.numel() >= _MIN_PIXELS * x.shape[1]
 
 
-def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+def linear(x: Tensor, weight_OC: Tensor, bias: Tensor | None) -> Tensor:
+    """As `F.linear`, with the result in pages of its own."""
+    y = pages.empty(x, *x.shape[:-1], len(weight_OC))
+    _product(x.flatten(0, -2), weight_OC.T, bias, y.flatten(0, -2))
+    return y
+
+
+def conv2d(
+    x_NCHW: Tensor,
+    weight_OCHW: Tensor,
+    bias: Tensor | None,
+    padding: tuple[int, int],
+    *,
+    prologue: Prologue | None = None,
+    overwrite: bool = False,
+) -> Tensor:
     """As `F.conv2d` with a 3x3 kernel and stride 1, by Winograd's minimal filtering of 4x4 outputs at a time.
 
     Args:
@@ -72,6 +94,8 @@ def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tu
         weight_OCHW: Float32 [O, C, 3, 3].
         bias: Float32 [O], or None.
         padding: Zeros above and below, and at both sides.
+        prologue: Applied first, to a few frames at a time.
+        overwrite: The result may take the memory of the input, which it does if it has its shape.
 
     Returns:
         [N, O, H + 2 padding[0] - 2, W + 2 padding[1] - 2] in channels-last memory.
@@ -83,18 +107,24 @@ def conv2d(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None, padding: tu
     above, aside = padding
     height, width = in_height + 2 * above - 2, in_width + 2 * aside - 2
     rows, columns = -(-height // _TILE), -(-width // _TILE)
-    # What outlives the call comes first: freed below it, the rest would leave holes in the allocator's memory.
-    y_NHWC = x_NHWC.new_empty(num_frames, rows * _TILE, columns * _TILE, len(weight_OCHW))
-    weight_PCO = _mixed_kernel(weight_OCHW, x_NHWC.new_tensor(_KERNEL_MIX)).transpose(1, 2)
-    frames_at_once = max(1, _TILES_AT_ONCE // (rows * columns))
-    rows_at_once = max(1, _TILES_AT_ONCE // columns)
-    for x_part, y_part in zip(x_NHWC.split(frames_at_once), y_NHWC.split(frames_at_once), strict=True):
-        padded_NHWC = x_NHWC.new_zeros(len(x_part), rows * _TILE + 2, columns * _TILE + 2, channels)
-        padded_NHWC[:, above : above + in_height, aside : aside + in_width] = x_part
+    y_shape = (num_frames, rows * _TILE, columns * _TILE, len(weight_OCHW))
+    y_NHWC = x_NHWC if overwrite and x_NHWC.shape == y_shape else pages.empty(x_NHWC, *y_shape)
+    frames_at_once = min(num_frames, max(1, _TILES_AT_ONCE // (rows * columns)))
+    rows_at_once = min(rows, max(1, _TILES_AT_ONCE // columns))
+    padded_shape = (frames_at_once, rows * _TILE + 2, columns * _TILE + 2, channels)
+    most_products = (_TILE + 2) ** 2 * frames_at_once * rows_at_once * columns * max(weight_OCHW.shape[:2])
+    sizes = ((_TILE + 2) ** 2 * weight_OCHW[..., 0, 0].numel(), math.prod(padded_shape), most_products, most_products)
+    mixed, padded, *workspace = pages.empty(x_NHWC, sum(sizes)).split(sizes)
+    weight_PCO = _mixed_kernel(weight_OCHW, x_NHWC.new_tensor(_KERNEL_MIX), mixed).transpose(1, 2)
+    padded_NHWC = padded.view(padded_shape).zero_()
+    for x_part, y_part in zip(x_NCHW.split(frames_at_once), y_NHWC.split(frames_at_once), strict=True):
+        part_NCHW = x_part if prologue is None else prologue(x_part)
+        part_NHWC = padded_NHWC[: len(x_part)]
+        part_NHWC[:, above : above + in_height, aside : aside + in_width] = part_NCHW.permute(0, 2, 3, 1)
+        del part_NCHW
         for row in range(0, rows, rows_at_once):
             start, stop = row * _TILE, min(row + rows_at_once, rows) * _TILE
-            tiles, outputs = padded_NHWC[:, start : stop + 2], y_part[:, start:stop]
-            _write_output_tiles(torch.bmm(_input_tiles(tiles), weight_PCO), outputs)
+            _convolve_tiles(part_NHWC[:, start : stop + 2], weight_PCO, y_part[:, start:stop], workspace)
         if bias is not None:
             y_part += bias
     return y_NHWC[:, :height, :width].contiguous().permute(0, 3, 1, 2)
@@ -117,42 +147,53 @@ multiplication more.
 """
 
 
-def _mixed_kernel(weight_OCHW: Tensor, mix_PK: Tensor) -> Tensor:
+def _mixed_kernel(weight_OCHW: Tensor, mix_PK: Tensor, memory: Tensor | None = None) -> Tensor:
     """Applies a matrix to both axes of a kernel: [O, C, K, K] -> [P^2, O, C], the products along W slowest."""
-    entries_KM = weight_OCHW.permute(3, 2, 0, 1).flatten(2).flatten(0, 1)
-    return torch.mm(torch.kron(mix_PK, mix_PK), entries_KM).unflatten(1, weight_OCHW.shape[:2])
+    mix_PPKK = mix_PK[:, None, None, :] * mix_PK[None, :, :, None]  # K along H, then along W, as the entries stand
+    mix_PK, entries_MK = mix_PPKK.flatten(2).flatten(0, 1), weight_OCHW.flatten(0, 1).flatten(1)
+    out = None if memory is None else memory.view(len(mix_PK), len(entries_MK))
+    return torch.mm(mix_PK, entries_MK.T, out=out).unflatten(1, weight_OCHW.shape[:2])
 
 
-def _input_tiles(x_NHWC: Tensor) -> Tensor:
-    """[N, 4 Y + 2, 4 X + 2, C] -> what the 36 products take of every tile, [36, N Y X, C]."""
+def _convolve_tiles(x_NHWC: Tensor, weight_PCO: Tensor, y_NHWO: Tensor, workspace: Sequence[Tensor]) -> None:
+    """Writes the outputs [N, 4 Y, 4 X, O] over [N, 4 Y + 2, 4 X + 2, C].
+
+    Every result in between is made in the memory of the last but one, in the two parts of the workspace in turn.
+    """
     num_frames, height, width, channels = x_NHWC.shape
-    rows, columns = height // _TILE, width // _TILE
-    half_PNYWC = x_NHWC.new_empty(_TILE + 2, num_frames, rows, width, channels)
-    _mix_inputs([x_NHWC[:, i::_TILE][:, :rows] for i in range(_TILE + 2)], half_PNYWC)
-    tiles_PPNYXC = x_NHWC.new_empty(_TILE + 2, *half_PNYWC.shape[:3], columns, channels)
-    _mix_inputs([half_PNYWC[:, :, :, i::_TILE][:, :, :, :columns] for i in range(_TILE + 2)], tiles_PPNYXC)
-    return tiles_PPNYXC.view((_TILE + 2) ** 2, -1, channels)
+    rows, columns, edge = height // _TILE, width // _TILE, _TILE + 2
 
+    half_PNYWC = _shaped(workspace[0], edge, num_frames, rows, width, channels)
+    _mix_inputs([x_NHWC[:, i::_TILE][:, :rows] for i in range(edge)], half_PNYWC)
+    tiles_PPNYXC = _shaped(workspace[1], edge, edge, num_frames, rows, columns, channels)
+    _mix_inputs([half_PNYWC[:, :, :, i::_TILE][:, :, :, :columns] for i in range(edge)], tiles_PPNYXC)
 
-def _write_output_tiles(products_PSO: Tensor, y_NHWO: Tensor) -> None:
-    """Sums the 36 products [36, N Y X, O] of every tile to its outputs [N, 4 Y, 4 X, O]."""
+    tiles_PSC = tiles_PPNYXC.view(edge**2, -1, channels)
+    products_PSO = _shaped(workspace[0], *tiles_PSC.shape[:2], weight_PCO.shape[2])
+    torch.bmm(tiles_PSC, weight_PCO, out=products_PSO)
+
+    half_JPNYXO = _shaped(workspace[1], _TILE, edge, num_frames, rows, columns, weight_PCO.shape[2])
+    _mix_products(products_PSO.view(edge, *half_JPNYXO.shape[1:]), half_JPNYXO)
     y_NYIXJO = y_NHWO.unflatten(2, (-1, _TILE)).unflatten(1, (-1, _TILE))
-    num_frames, rows, _, columns, _, channels = y_NYIXJO.shape
-    half_JPNYXO = products_PSO.new_empty(_TILE, _TILE + 2, num_frames, rows, columns, channels)
-    _mix_products(products_PSO.view(_TILE + 2, *half_JPNYXO.shape[1:]), half_JPNYXO)
     _mix_products(half_JPNYXO.unbind(1), y_NYIXJO.permute(2, 4, 0, 1, 3, 5))
+
+
+def _shaped(memory: Tensor, *shape: int) -> Tensor:
+    return memory[: math.prod(shape)].view(shape)
 
 
 def _mix_inputs(x: Sequence[Tensor], out: Tensor) -> None:
     """Writes what the six products along an axis take of the six inputs there."""
-    torch.add(x[0], x[4], out=out[0]).sub_(x[2], alpha=2.5)
-    even, odd = torch.sub(x[4], x[2], alpha=2), torch.sub(x[3], x[1], alpha=2)
+    even, odd = out[0], out[5]  # until they get their own results
+    torch.sub(x[4], x[2], alpha=2, out=even)
+    torch.sub(x[3], x[1], alpha=2, out=odd)
     torch.add(even, odd, alpha=_R / 2, out=out[1])
     torch.sub(even, odd, alpha=_R / 2, out=out[2])
     torch.sub(x[4], x[2], alpha=0.5, out=even)
     torch.sub(x[3], x[1], alpha=0.5, out=odd)
     torch.add(even, odd, alpha=_R, out=out[3])
     torch.sub(even, odd, alpha=_R, out=out[4])
+    torch.add(x[0], x[4], out=out[0]).sub_(x[2], alpha=2.5)
     torch.add(x[1], x[5], out=out[5]).sub_(x[3], alpha=2.5)
 
 
@@ -184,7 +225,7 @@ def conv2d_of_doubled(x_NCHW: Tensor, weight_OCHW: Tensor, bias: Tensor | None) 
     if x_NCHW.dtype != torch.float32:
         return _phases_of_doubled(x_NCHW, weight_OCHW, bias)
     num_frames, channels, height, width = x_NCHW.shape
-    y_NHWO = x_NCHW.new_empty(num_frames, 2 * height, 2 * width, len(weight_OCHW))
+    y_NHWO = pages.empty(x_NCHW, num_frames, 2 * height, 2 * width, len(weight_OCHW))
     mix_PK = x_NCHW.new_tensor(((1, 0, 0), (1, 1, 1), (0, 0, 1)))
     weight_PPCO = _mixed_kernel(weight_OCHW, mix_PK).transpose(1, 2).unflatten(0, (3, 3))
     padded_HWC = x_NCHW.new_zeros(height + 2, width + 2, channels)
@@ -233,7 +274,13 @@ def _add_product(y_SO: Tensor, x_SC: Tensor, weight_CO: Tensor) -> Tensor:
 
 
 def conv_over_time(
-    frames: Sequence[Tensor], weight_OCK: Tensor, bias: Tensor | None, *, stride: int, num_equal: int
+    frames: Sequence[Tensor],
+    weight_OCK: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int,
+    num_equal: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     """A convolution of three frames over time.
 
@@ -246,6 +293,8 @@ def conv_over_time(
         bias: [O], or None.
         stride: Frames from one output to the next.
         num_equal: So many of the first frames are one and the same, at least 1.
+        out: [B, O, T, H, W] in channels-last memory that the result may take; with stride 1 it may be that of the last
+            T frames.
 
     Returns:
         [B, O, T, H, W] in channels-last memory, with T = 1 + (frames - 3) / stride rounded down.
@@ -254,7 +303,10 @@ def conv_over_time(
         return _direct_over_time(frames, weight_OCK, bias, stride=stride, num_equal=num_equal)
     batch_size, _, height, width = frames[0].shape
     num_outputs = (len(frames) - 3) // stride + 1
-    y_BTSO = frames[0].new_empty(batch_size, num_outputs, height * width, len(weight_OCK))
+    if out is None:
+        y_BTSO = pages.empty(frames[0], batch_size, num_outputs, height * width, len(weight_OCK))
+    else:
+        y_BTSO = out.permute(0, 2, 3, 4, 1).flatten(2, 3)
     kernel = _TimeKernel(weight_OCK, bias)
     for sample, y_TSO in enumerate(y_BTSO):
         rows = [frame[sample].permute(1, 2, 0).flatten(0, 1) for frame in frames]
@@ -302,27 +354,34 @@ class _TimeKernel:
         self.half_difference_CO = self.half_sum_CO - self.each[1]
 
     def write(self, x: Sequence[Tensor], out: Sequence[Tensor], stride: int, num_equal: int) -> None:
-        """Writes outputs [S, O] over inputs [S, C]."""
-        t = 0
-        while t < len(out):
-            inputs, remaining = x[t * stride :], len(out) - t
-            equal = max(1, num_equal - t * stride)
-            # Over two equal frames one output alone takes two products, as many as each of a pair.
-            if stride == 1 and remaining > 1 and (equal == 1 or (equal == 2 and remaining % 2 == 0)):
-                self._write_two(inputs, out[t], out[t + 1])
-                t += 2
+        """Writes outputs [S, O] over inputs [S, C], the last ones first: what they overwrite no other one sees."""
+        for t, num_outputs, equal in reversed(list(_steps(len(out), stride, num_equal))):
+            if num_outputs == 2:
+                self._write_two(x[t:], out[t], out[t + 1])
             else:
-                self._write_one(inputs, out[t], min(equal, 3))
-                t += 1
+                self._write_one(x[t * stride :], out[t], equal)
 
     def _write_one(self, x: Sequence[Tensor], out_SO: Tensor, num_equal: int) -> None:
-        _product(x[0], self.of_first[num_equal - 1], self.bias, out_SO)
+        y_SO = _product(x[0], self.of_first[num_equal - 1], self.bias)
         for k in range(num_equal, 3):
-            _add_product(out_SO, x[k], self.each[k])
+            _add_product(y_SO, x[k], self.each[k])
+        out_SO.copy_(y_SO)
 
     def _write_two(self, x: Sequence[Tensor], first_SO: Tensor, second_SO: Tensor) -> None:
-        _product(x[1] + x[2], self.half_sum_CO, self.bias, first_SO)
         difference_SO = torch.mm(x[2] - x[1], self.half_difference_CO)
+        inner_SC, early_SC, late_SC = x[1] + x[2], x[0] - x[2], x[3] - x[1]
+        _product(inner_SC, self.half_sum_CO, self.bias, first_SO)
         torch.sub(first_SO, difference_SO, out=second_SO)
-        _add_product(second_SO, x[3] - x[1], self.each[2])
-        _add_product(first_SO.add_(difference_SO), x[0] - x[2], self.each[0])
+        _add_product(second_SO, late_SC, self.each[2])
+        _add_product(first_SO.add_(difference_SO), early_SC, self.each[0])
+
+
+def _steps(num_outputs: int, stride: int, num_equal: int) -> Iterator[tuple[int, int, int]]:
+    """Yields which outputs are computed together: the first, how many, and how many of its three inputs are equal."""
+    t = 0
+    while t < num_outputs:
+        equal = min(max(1, num_equal - t * stride), 3)
+        # Over two equal frames one output alone takes two products, as many as each of a pair.
+        pair = stride == 1 and t + 1 < num_outputs and (equal == 1 or (equal == 2 and (num_outputs - t) % 2 == 0))
+        yield t, 1 + pair, equal
+        t += 1 + pair

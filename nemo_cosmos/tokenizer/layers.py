@@ -69,35 +69,75 @@ class CausalConv3d(nn.Module):
             stride=(time_stride, space_stride, space_stride),
         )
 
-    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
-        """[B, C, T, H, W] -> [B, C', T / time_stride, H', W']."""
+    def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO, *, overwrite: bool = False) -> Tensor:
+        """[B, C, T, H, W] -> [B, C', T / time_stride, H', W'].
+
+        With `overwrite` a convolution over time may give the result in the memory of the input.
+        """
         kernel_t, kernel_s, _ = self.conv3d.kernel_size
         if kernel_t > 1:
-            return self._over_time(x_BCTHW, past)
+            return self._over_time(x_BCTHW, past, overwrite)
         if kernel_s > 1:
             return self._over_space(x_BCTHW)
         return self._pointwise(x_BCTHW)
 
     def _pointwise(self, x_BCTHW: Tensor) -> Tensor:
-        x_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1)
-        return F.linear(x_BTHWC, self.conv3d.weight.flatten(1), self._bias()).permute(0, 4, 1, 2, 3)
+        own_pages = x_BCTHW.dtype == torch.float32 and fast_conv.applies(x_BCTHW)
+        linear = fast_conv.linear if own_pages else F.linear
+        y_BTHWC = linear(x_BCTHW.permute(0, 2, 3, 4, 1), self.conv3d.weight.flatten(1), self._bias())
+        return y_BTHWC.permute(0, 4, 1, 2, 3)
 
     def _over_space(self, x_BCTHW: Tensor) -> Tensor:
-        x_NCHW, weight, bias = frames_to_batch(x_BCTHW), self.conv3d.weight.squeeze(2), self._bias()
-        stride = self.conv3d.stride[1:]
-        tiled = self.conv3d.kernel_size[1:] == (3, 3) and stride == (1, 1) and x_NCHW.dtype == torch.float32
-        if tiled and fast_conv.pays(x_NCHW, weight):
-            y_NCHW = fast_conv.conv2d(x_NCHW, weight, bias, self.space_padding)
-        else:
-            y_NCHW = F.conv2d(x_NCHW, weight, bias, stride=stride, padding=self.space_padding)
+        if self._tiles(x_BCTHW):
+            return self._over_tiles(x_BCTHW)
+        x_NCHW, weight = frames_to_batch(x_BCTHW), self.conv3d.weight.squeeze(2)
+        y_NCHW = F.conv2d(x_NCHW, weight, self._bias(), stride=self.conv3d.stride[1:], padding=self.space_padding)
         return batch_to_frames(y_NCHW, x_BCTHW.shape[0])
 
-    def _over_time(self, x_BCTHW: Tensor, past: Past) -> Tensor:
+    def _tiles(self, x_BCTHW: Tensor) -> bool:
+        tiled = self.conv3d.kernel_size[1:] == (3, 3) and self.conv3d.stride[1:] == (1, 1)
+        return tiled and x_BCTHW.dtype == torch.float32 and fast_conv.pays(x_BCTHW, self.conv3d.weight)
+
+    def _over_tiles(
+        self, x_BCTHW: Tensor, prologue: fast_conv.Prologue | None = None, *, overwrite: bool = False
+    ) -> Tensor:
+        x_NCHW, weight = frames_to_batch(x_BCTHW), self.conv3d.weight.squeeze(2)
+        y_NCHW = fast_conv.conv2d(
+            x_NCHW, weight, self._bias(), self.space_padding, prologue=prologue, overwrite=overwrite
+        )
+        return batch_to_frames(y_NCHW, x_BCTHW.shape[0])
+
+    @property
+    def hooked(self) -> bool:
+        """Whether others take part, as ranks that share channels or rows do (`tensor_parallel`)."""
+        return bool(self._forward_pre_hooks or self._forward_hooks)
+
+    def takes_norm(self, x_BCTHW: Tensor) -> bool:
+        """Whether there is `after_norm` for an input."""
+        return not self.hooked and self._tiles(x_BCTHW)
+
+    def after_norm(self, norm: CausalNorm, x_BCTHW: Tensor, *, overwrite: bool) -> Tensor:
+        """As `self(silu(norm(x)))`, with no more than a few frames of the norm in memory at once.
+
+        Args:
+            norm: Comes first.
+            x_BCTHW: Its input.
+            overwrite: The result may take the memory of the input.
+
+        Returns:
+            [B, C', T, H', W'].
+        """
+        return self._over_tiles(x_BCTHW, lambda x_NCHW: silu(norm.norm(x_NCHW)), overwrite=overwrite)
+
+    def _over_time(self, x_BCTHW: Tensor, past: Past, overwrite: bool) -> Tensor:
         weight, bias, stride = self.conv3d.weight.squeeze(4), self._bias(), self.conv3d.stride[0]
         if self.conv3d.kernel_size[0] == 3 and fast_conv.pays(x_BCTHW, weight):
             frames = past.frames(self, x_BCTHW, self.time_pad)
             num_equal = 1 + self.time_pad if past.at_start else 1
-            return fast_conv.conv_over_time(frames, weight.squeeze(3), bias, stride=stride, num_equal=num_equal)
+            out = x_BCTHW if overwrite and stride == 1 and len(weight) == x_BCTHW.shape[1] else None
+            return fast_conv.conv_over_time(
+                frames, weight.squeeze(3), bias, stride=stride, num_equal=num_equal, out=out
+            )
         x_BCTHW = past.before(self, x_BCTHW, self.time_pad)
         x_BCTS = rearrange(x_BCTHW, "B C T H W -> B C T (H W)")
         y_BCTS = F.conv2d(x_BCTS, weight, bias, stride=(stride, 1))
@@ -160,7 +200,7 @@ class FactorisedConv(nn.Sequential):
     def forward(self, x_BCTHW: Tensor, past: Past = WHOLE_VIDEO) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T, H, W]."""
         space, time = self
-        return time(space(x_BCTHW), past)
+        return time(space(x_BCTHW), past, overwrite=True)
 
 
 class ResnetBlock(nn.Module):
@@ -183,10 +223,13 @@ class ResnetBlock(nn.Module):
         """[B, C, T, H, W] -> [B, C', T, H, W]."""
         h_BCTHW = x_BCTHW
         for norm, (space, time) in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
-            # One step a line, so that the tensor before is free when the next one is made.
-            h_BCTHW = silu(norm(h_BCTHW))
-            h_BCTHW = space(h_BCTHW)
-            h_BCTHW = time(h_BCTHW, past)
+            if space.takes_norm(h_BCTHW):
+                h_BCTHW = space.after_norm(norm, h_BCTHW, overwrite=h_BCTHW is not x_BCTHW)
+            else:
+                # One step a line, so that the tensor before is free when the next one is made.
+                h_BCTHW = silu(norm(h_BCTHW))
+                h_BCTHW = space(h_BCTHW)
+            h_BCTHW = time(h_BCTHW, past, overwrite=True)
         return add(h_BCTHW, self.nin_shortcut(x_BCTHW))
 
 
@@ -310,9 +353,7 @@ class HybridUpsample(nn.Module):
 
     def _double(self, x_BCTHW: Tensor) -> Tensor:
         weight, bias = self.conv2.conv3d.weight.squeeze(2), self.conv2.conv3d.bias
-        # Ranks that share channels or rows take part by hooks (`tensor_parallel`).
-        alone = not (self.conv2._forward_pre_hooks or self.conv2._forward_hooks)
-        if alone and fast_conv.pays(x_BCTHW, weight):
+        if not self.conv2.hooked and fast_conv.pays(x_BCTHW, weight):
             y_NCHW = fast_conv.conv2d_of_doubled(frames_to_batch(x_BCTHW), weight, bias)
             y_BCTHW = batch_to_frames(y_NCHW, x_BCTHW.shape[0])
             y_BCTHW.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).add_(x_BCTHW[:, :, :, :, None, :, None])

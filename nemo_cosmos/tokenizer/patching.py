@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from nemo_cosmos.tokenizer import fast_conv, pages
 from nemo_cosmos.tokenizer.causal_cache import WHOLE_VIDEO, Past
 from nemo_cosmos.tokenizer.config import PatchMethod
 
@@ -114,11 +115,28 @@ class Patcher(nn.Module):
             slow and the colours fast, `rearrange` the other way round.
         """
         p = self.patch_size
+        if fast_conv.applies(x_BCTHW):
+            return self._patch_by_patch(x_BCTHW, past)
         if past.at_start:
             first = repeat(x_BCTHW[:, :, :1], "B C 1 H W -> B C p H W", p=p)
             x_BCTHW = torch.cat([first, x_BCTHW[:, :, 1:]], dim=2)
-        pattern = "B C (T pt) (H ph) (W pw) -> B T H W C (pt ph pw)"
+        return self._fold(x_BCTHW)
+
+    def _fold(self, x_BCTHW: Tensor) -> Tensor:
+        pattern, p = "B C (T pt) (H ph) (W pw) -> B T H W C (pt ph pw)", self.patch_size
         return _fold(rearrange(x_BCTHW, pattern, pt=p, ph=p, pw=p), self.matrix_KP, self.method)
+
+    def _patch_by_patch(self, x_BCTHW: Tensor, past: Past) -> Tensor:
+        """As `forward`, without copies of the whole video on the way."""
+        p, num_single = self.patch_size, 1 if past.at_start else 0
+        first = [x_BCTHW[:, :, :1].expand(-1, -1, p, -1, -1)] * num_single
+        batch_size, channels, num_frames, height, width = x_BCTHW.shape
+        patches = [*first, *(x_BCTHW[:, :, start : start + p] for start in range(num_single, num_frames, p))]
+        shape = (batch_size, len(patches), height // p, width // p, channels * p**3)
+        y_BCTHW = pages.empty(self.matrix_KP, *shape).permute(0, 4, 1, 2, 3)
+        for t, patch in enumerate(patches):
+            y_BCTHW[:, :, t : t + 1] = self._fold(patch)
+        return y_BCTHW
 
 
 class Unpatcher(nn.Module):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nemo_cosmos.tokenizer import fast_conv
+from nemo_cosmos.tokenizer import fast_conv, pages
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.layers import FactorisedConv, HybridUpsample, ResnetBlock
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 from tests.unit.tokenizer.conftest import random_tokenizer
+from tests.unit.tokenizer.live_memory import LiveMemory
 
 T = TypeVar("T")
 
@@ -64,6 +66,16 @@ def test_conv2d_equals_the_direct_sum(size: tuple[int, int], padding: tuple[int,
         assert (y - expected).abs().max() <= TOLERANCE
 
 
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("size", [(8, 12), (13, 6)])
+def test_conv2d_after_a_function_of_frames_in_the_memory_of_its_input(size: tuple[int, int]) -> None:
+    x, weight = picture(3, 6, *size), kernel(6, 6, 3, 3)
+    expected = F.conv2d(F.silu(x.double()), weight.double(), padding=1)
+    y = fast_conv.conv2d(x, weight, None, (1, 1), prologue=F.silu, overwrite=True)
+    assert (y - expected).abs().max() <= TOLERANCE
+    assert (y.data_ptr() == x.data_ptr()) == (size == (8, 12))  # whole tiles alone fit
+
+
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 3)])
 def test_conv2d_of_doubled_pixels(size: tuple[int, int]) -> None:
     x, weight, bias = picture(2, 6, *size), kernel(5, 6, 3, 3), randn(5)
@@ -89,6 +101,19 @@ def test_conv_over_time_equals_the_direct_sum(num_frames: int, stride: int, num_
         assert y.shape == expected.shape
         assert y.is_contiguous(memory_format=torch.channels_last_3d)
         assert (y - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("num_frames", range(1, 7))
+@pytest.mark.parametrize("at_start", [True, False])
+def test_conv_over_time_in_the_memory_of_its_input(num_frames: int, at_start: bool) -> None:
+    x, before = randn(2, 6, num_frames, 4, 5).to(memory_format=torch.channels_last_3d), randn(2, 6, 2, 4, 5, seed=2)
+    weight, bias = kernel(6, 6, 3), randn(6)
+    frames = [*([x[:, :, 0]] * 2 if at_start else before.unbind(2)), *x.unbind(2)]
+    expected = F.conv3d(torch.stack(frames, 2).double(), weight[..., None, None].double(), bias.double())
+    y = fast_conv.conv_over_time(frames, weight, bias, stride=1, num_equal=3 if at_start else 1, out=x)
+    assert y.data_ptr() == x.data_ptr()
+    assert (y - expected).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize(("stride", "num_equal"), [(1, 1), (1, 3), (2, 2)])
@@ -164,6 +189,30 @@ def test_the_tokenizer_gives_the_same_with_fewer_multiplications(
     assert torch.equal(video, given) and torch.equal(latent, given_latent)
     for call in (lambda: wide.encode(video), lambda: wide.decode(latent)):
         assert num_products(call) < 0.6 * direct(monkeypatch, lambda call=call: num_products(call))
+
+
+@torch.no_grad()
+def test_a_block_holds_its_input_and_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "empty", Tensor.new_empty)  # as the watch sees no others
+    block, x = ResnetBlock(64, 64), randn(1, 64, 9, 64, 64).to(memory_format=torch.channels_last_3d)
+    with LiveMemory() as watch:
+        block(x)
+    # Beside the result there are two of the nine frames, weights and tiles: no other tensor of that size.
+    assert watch.peak_bytes <= 1.5 * x.nbytes
+
+
+@torch.no_grad()
+def test_a_level_frees_what_its_blocks_have_seen(wide: CausalVideoTokenizer) -> None:
+    seen: list[weakref.ref] = []
+    blocks = wide.decoder.up[0].block
+    hooks = [
+        blocks[0].register_forward_pre_hook(lambda _, args: seen.append(weakref.ref(args[0]))),
+        blocks[1].register_forward_pre_hook(lambda _, args: seen.append(seen[0]())),
+    ]
+    wide.decode(randn(1, 16, 1, 4, 4))
+    for hook in hooks:
+        hook.remove()
+    assert seen[1] is None
 
 
 def test_training_computes_directly(monkeypatch: pytest.MonkeyPatch) -> None:
