@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.embeddings import linear
+from nemo_cosmos.parallel.tokens import AutogradContext
 
 
 class AdaLNLoRA(nn.Module):
@@ -43,17 +44,39 @@ class AdaLNLoRA(nn.Module):
 
 def modulate(x_sBD: torch.Tensor, shift_FBD: torch.Tensor, scale_FBD: torch.Tensor, eps: float) -> torch.Tensor:
     """Layer norm without weights, times 1 + scale, plus shift; [s, B, D]."""
+    if shift_FBD[..., 0].numel() == 1:  # one modulation for all tokens: it is the norm's own weight and bias
+        return functional.layer_norm(x_sBD, x_sBD.shape[-1:], 1 + scale_FBD[0, 0], shift_FBD[0, 0], eps)
     normed = functional.layer_norm(x_sBD, x_sBD.shape[-1:], eps=eps)
-    if len(shift_FBD) == 1:
-        return torch.addcmul(shift_FBD, normed, 1 + scale_FBD)
-    return torch.addcmul(shift_FBD[:, None], normed.unflatten(0, (len(shift_FBD), -1)), 1 + scale_FBD[:, None]).flatten(
-        0, 1
-    )
+    return _AddProduct.apply(shift_FBD, 1 + scale_FBD, normed)
 
 
 def add_gated(x_sBD: torch.Tensor, gate_FBD: torch.Tensor, update_sBD: torch.Tensor) -> torch.Tensor:
     """`x` plus gate times update; [s, B, D]."""
-    if len(gate_FBD) == 1:
-        return torch.addcmul(x_sBD, gate_FBD, update_sBD)
-    groups = (len(gate_FBD), -1)
-    return torch.addcmul(x_sBD.unflatten(0, groups), gate_FBD[:, None], update_sBD.unflatten(0, groups)).flatten(0, 1)
+    return _AddProduct.apply(x_sBD, gate_FBD, update_sBD)
+
+
+class _AddProduct(torch.autograd.Function):
+    """`base + factor * x`, [s, B, D]; factor, and base too where it is no longer, have a row for each of F groups.
+
+    That of `torch.addcmul` makes a copy of `x` on the way back.
+    """
+
+    @staticmethod
+    def forward(ctx: AutogradContext, base: torch.Tensor, factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(factor, x)
+        ctx.is_row = len(base) == len(factor)
+        groups = len(factor)
+        out = torch.addcmul(_grouped(base, groups), _grouped(factor, groups), _grouped(x, groups))
+        return out.flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: AutogradContext, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        factor, x = ctx.saved_tensors
+        groups = len(factor)
+        grad_x = (_grouped(grad, groups) * _grouped(factor, groups)).flatten(0, 1)
+        grad_base = _grouped(grad, groups).sum(dim=1) if ctx.is_row else grad
+        return grad_base, _grouped(grad * x, groups).sum(dim=1), grad_x
+
+
+def _grouped(x_sBD: torch.Tensor, groups: int) -> torch.Tensor:
+    return x_sBD.unflatten(0, (groups, -1))

@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.blocked_attention import blocked_attention, suits_blocks
 from nemo_cosmos.parallel.ring import ring_attention
 from nemo_cosmos.parallel.tokens import AutogradContext, all_gather_first_axis
 
@@ -152,6 +153,9 @@ class SDPACoreAttention(MegatronModule):
         if key.shape[2] != query.shape[2]:
             repeats = query.shape[2] // key.shape[2]
             key, value = (x.repeat_interleave(repeats, dim=2) for x in (key, value))
+        dropout = self.dropout if self.training else 0.0
+        if not causal and dropout == 0 and suits_blocks(query, key):
+            return blocked_attention(query, key, value, scale=self.softmax_scale).flatten(2)
         mask = None
         if causal and query.shape[0] != key.shape[0]:
             positions = first_query + torch.arange(query.shape[0], device=query.device)
@@ -161,7 +165,7 @@ class SDPACoreAttention(MegatronModule):
             rearrange(key, "l B N H -> B N l H"),
             rearrange(value, "l B N H -> B N l H"),
             attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=causal and mask is None,
             scale=self.softmax_scale,
         )

@@ -6,12 +6,12 @@ import copy
 from typing import Any, Literal, Protocol
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.attention import SDPACoreAttention
+from nemo_cosmos.parallel.linear import ColumnLinear, RowLinear
 from nemo_cosmos.parallel.norms import RMSNorm
 
 BackendName = Literal["auto", "torch", "te"]
@@ -31,8 +31,8 @@ class TorchBackend:
     """Megatron's own parallel linear layers, this package's norm and torch's attention. Runs on any device."""
 
     name: str = "torch"
-    column_linear: type[torch.nn.Module] = ColumnParallelLinear
-    row_linear: type[torch.nn.Module] = RowParallelLinear
+    column_linear: type[torch.nn.Module] = ColumnLinear
+    row_linear: type[torch.nn.Module] = RowLinear
     rms_norm: type[torch.nn.Module] = RMSNorm
     core_attention: type[torch.nn.Module] = SDPACoreAttention
 

@@ -133,3 +133,17 @@ def test_transformer_engine_attention_stops_sharing_tokens_and_begins_again() ->
         "stream",
         "a2a",
     )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2**-7)])
+def test_rms_norm_is_torchs(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(config_for(), 24, eps=1e-6).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x, grad = torch.randn(7, 2, 3, 24, dtype=dtype, requires_grad=True), torch.randn(7, 2, 3, 24, dtype=dtype)
+    results = [norm(x), torch.nn.functional.rms_norm(x, (24,), norm.weight, 1e-6)]
+    # Two steps of the type at the largest values, which are below 16 for the sums of the weight's gradient.
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(result, (x, norm.weight), grad) for result in results), rtol=tolerance, atol=tolerance
+    )
