@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.measure import alternate, gemm_peak, machine
 from nemo_cosmos.diffusion.config import DiTConfig
@@ -27,6 +27,19 @@ from nemo_cosmos.parallel import startup
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIZES = {"num_layers": 7, "hidden_size": 512, "num_attention_heads": 4, "concat_padding_mask": False}
 FRAMES, TEXT_TOKENS = 4, 512
+
+
+# torch's counter knows the attention of GPUs alone.
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
+def _attention_backward_flops(
+    grad: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
 
 
 def main() -> None:
