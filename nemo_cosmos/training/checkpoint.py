@@ -80,6 +80,9 @@ class CosmosModelCheckpoint(nl.ModelCheckpoint):
             verbose=False,
         )
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves nothing. Lightning's own writes a whole `-last` after each validation, whatever the steps say."""
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the last step unless it has just been saved. NeMo's own rule looks at validation, not at steps."""
         if self._last_global_step_saved != trainer.global_step and trainer.global_step > 0:

@@ -52,6 +52,12 @@ def test_the_newest_checkpoints_are_kept(uninterrupted):
     assert names == ["step=0000004", "step=0000006"]
 
 
+def test_validations_save_nothing(tmp_path):
+    run(tmp_path, steps=3, val_every=1, val_batches=1)
+    folders = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir() and not path.is_symlink()]
+    assert sorted(folders) == ["step=0000002", "step=0000003"]
+
+
 def test_a_run_that_lost_its_last_steps_makes_them_again_exactly(uninterrupted, tmp_path):
     folder, losses = uninterrupted
     resumed = tmp_path / "resumed"
