@@ -18,6 +18,9 @@ from nemo_cosmos.parallel.device import current_device
 _STAGE_STRIDE = 100
 """Distance between the seeds of two pipeline stages."""
 
+_ended_groups: list[dist.ProcessGroup] = []
+"""Megatron's, of layouts that have ended; still open."""
+
 
 @contextlib.contextmanager
 def initialize(
@@ -49,7 +52,7 @@ def initialize(
         save_checkpoints_in_process()
         if not dist.is_initialized():
             _start_processes()
-            stack.callback(dist.destroy_process_group)
+            stack.callback(_disconnect)
         if parallel_state.model_parallel_is_initialized():
             _check_open_groups(tensor=tensor, pipeline=pipeline, context=context)
         else:
@@ -59,7 +62,8 @@ def initialize(
                 virtual_pipeline_model_parallel_size=virtual_pipeline,
                 context_parallel_size=context,
             )
-            stack.callback(parallel_state.destroy_model_parallel)
+            stack.callback(end_model_parallel)
+            close_ended_groups()
         seed_ranks(seed)
         yield device
 
@@ -68,7 +72,7 @@ def shutdown() -> None:
     """Ends whatever groups are open in this process, a trainer's too. Does nothing where none are."""
     end_model_parallel()
     if dist.is_initialized():
-        dist.destroy_process_group()
+        _disconnect()
 
 
 def end_model_parallel() -> None:
@@ -76,7 +80,22 @@ def end_model_parallel() -> None:
     from megatron.core import parallel_state
 
     if parallel_state.model_parallel_is_initialized():
+        # Megatron forgets its groups without closing them. That waits, for others may not have got everything yet.
+        _ended_groups.extend(group for group in parallel_state._global_process_group_list or () if group is not None)
         parallel_state.destroy_model_parallel()
+
+
+def close_ended_groups() -> None:
+    """Frees the threads and sockets of groups that have ended. Call it once new ones are open: all ranks are here."""
+    for group in _ended_groups:
+        with contextlib.suppress(ValueError):  # closed, by whoever disconnected the processes meanwhile
+            dist.destroy_process_group(group)
+    _ended_groups.clear()
+
+
+def _disconnect() -> None:
+    dist.destroy_process_group()
+    _ended_groups.clear()
 
 
 def seed_ranks(seed: int, *, te_rng_tracker: bool = False) -> None:

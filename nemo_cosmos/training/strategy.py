@@ -24,7 +24,13 @@ from torch import nn
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel import cpu
 from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, write_as_distributed_optimizer
-from nemo_cosmos.parallel.startup import check_layout, end_model_parallel, save_checkpoints_in_process, seed_ranks
+from nemo_cosmos.parallel.startup import (
+    check_layout,
+    close_ended_groups,
+    end_model_parallel,
+    save_checkpoints_in_process,
+    seed_ranks,
+)
 
 
 @contextlib.contextmanager
@@ -139,6 +145,7 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         end_model_parallel()
         super().setup_distributed()
         init_model_parallel(self.model)
+        close_ended_groups()
         if self.fsdp is not None:
             if not hasattr(self.lightning_module, "check_fsdp"):
                 name = type(self.lightning_module).__name__

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -29,6 +32,19 @@ def test_open_groups_of_the_same_layout_are_used_and_left_open():
         assert parallel_state.model_parallel_is_initialized()
         startup.seed_ranks(2)
         assert torch.equal(torch.rand(1), first)
+
+
+def test_the_next_layout_closes_the_groups_of_the_one_before():
+    def sockets() -> int:
+        return sum(link.is_symlink() and "socket" in os.readlink(link) for link in Path("/proc/self/fd").iterdir())
+
+    with startup.initialize():
+        opened = []
+        for _ in range(3):
+            startup.end_model_parallel()
+            with startup.initialize():
+                opened.append(sockets())
+    assert opened[0] == opened[1] == opened[2]
 
 
 def test_shutdown_ends_what_is_open_and_may_be_called_twice():
