@@ -272,7 +272,8 @@ class CosmosDiT(MegatronModule):
         counts, limits = None, (None, None)
         if is_packed:
             counts = torch.tensor([len(piece) for _, piece in pieces], device=device)
-            limits = clips_at.attention_limits(text_BLD.shape[1], device)
+            attended = token_shard(shard.total, groups, sequence_parallel=False)
+            limits = clips_at.attention_limits(attended, text_BLD.shape[1], device)
         elif len(emb_FBD) > 1:
             counts = _uneven_frames(shard, clips_at.grids[0], _frames_of(shard, clips_at.grids[0]), device)
         layout = "B L C -> (B L) 1 C" if is_packed else "B L C -> L B C"
@@ -348,7 +349,7 @@ class CosmosDiT(MegatronModule):
                 "condition_mask_B1THW": None if masks is None else len(masks),
             },
         )
-        check_packed_layout(self.groups.cp.size())
+        check_packed_layout(self.config)
 
     def global_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters and buffers under the names they have on one rank."""

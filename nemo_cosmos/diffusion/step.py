@@ -171,7 +171,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def _check_packs(self) -> None:
         if self.config.action_dim is not None:
             raise user_error("actions in packs", "action_dim set", "None", "Train on batches of one size.")
-        check_packed_layout(self.config.context_parallel_size)
+        check_packed_layout(self.config)
 
     def _check_condition_frames(self, num_latent_frames: int) -> None:
         """Refuses samples of which all frames may be given; pictures are given none."""
