@@ -314,18 +314,13 @@ class WorldModel:
         return given, condition_mask(torch.full((shape[0],), latent.shape[2]), shape)
 
     def _text(self, *groups: list[str]) -> list[torch.Tensor]:
-        """Token states of each group of prompts, B L D on the CPU.
-
-        Those of an empty prompt are zeros, which is how text dropout trains the network.
-        """
+        """Token states of each group of prompts, B L D on the CPU."""
 
         def encode(encoder: CachedTextEncoder) -> list[torch.Tensor]:
             return [encoder.encode(prompts)[0] for prompts in groups]
 
         # One rank has the encoder in memory and hands out its states: it may be larger than the network.
-        states = on_first_rank(lambda: self.text_encoder.use(encode))
-        present = [torch.tensor([bool(prompt) for prompt in prompts]).view(-1, 1, 1) for prompts in groups]
-        return [state * there for state, there in zip(states, present, strict=True)]
+        return on_first_rank(lambda: self.text_encoder.use(encode))
 
     def _actions(self, actions: np.ndarray) -> torch.Tensor:
         return actions_per_latent_frame(
