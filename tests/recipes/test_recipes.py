@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 import pickle
+import re
 import typing
 from pathlib import Path
 
@@ -112,10 +113,24 @@ def test_overrides_get_the_types_of_the_targets() -> None:
     assert fiddle.build(recipe.model.conditioning).text_dropout == 0.5
 
 
-@pytest.mark.parametrize("override", ["trainer.max_stepz=5", "trainer.max_steps=soon", "trainer", "nothing.at.all=1"])
-def test_bad_override_is_one_clear_error(override: str) -> None:
-    with pytest.raises(UserError, match=r"override: got '.*expected `name=value`"):
+NAMES = r"expected `name=value` with a name that `nemo-cosmos recipes show` lists\."
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer", rf"override: got 'trainer', {NAMES} Write a value behind its name\."),
+        ("trainer.max_stepz=5", rf"override: got .*, {NAMES} .* No parameter named 'max_stepz' exists"),
+        ("nothing.at.all=1", rf"override: got .*, {NAMES} nemo-run says: .*"),
+        ("trainer.max_steps=soon", r"override trainer.max_steps: got 'soon', expected int\. Correct the value\."),
+        ("trainer.fsdp=megatron", r"override trainer.fsdp: got 'megatron', expected 'pytorch' or None\. Correct .*"),
+        ("trainer.precision=fp8", r"override .*: got 'fp8', expected 'bf16-mixed' or '32' or None\. Correct .*"),
+    ],
+)
+def test_bad_override_is_one_clear_line(override: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError) as refused:
         configure("diffusion_tiny_pretrain", [override])
+    assert re.fullmatch(message, str(refused.value)) and not caplog.records
 
 
 def test_unknown_recipe_is_refused() -> None:
