@@ -16,6 +16,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.backend import get_backend
+from nemo_cosmos.parallel.device import on_device
 from nemo_cosmos.parallel.tokens import TokenShard
 
 Grid = tuple[int, int, int]
@@ -78,7 +79,7 @@ def _limits(queries: tuple[int, ...], keys: tuple[int, ...], device: torch.devic
 
 
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+    return on_device([0, *itertools.accumulate(lengths)], device, torch.int32)
 
 
 def check_packed_layout(config: DiTConfig) -> None:
@@ -108,7 +109,7 @@ def check_packed_layout(config: DiTConfig) -> None:
         raise user_error(
             "context-parallel size",
             size,
-            f"with packed clips a divisor of the {heads} heads of a rank, and cp_comm_type 'a2a': a ring knows no clips",
+            f"with packed clips a divisor of a rank's {heads} heads, and cp_comm_type 'a2a': a ring knows no clips",
             "Use tensor parallelism, or batches of one size.",
         )
 

@@ -123,7 +123,7 @@ def test_packs_that_cannot_be_are_refused(one_rank: torch.device) -> None:
     ("layout", "message"),
     [
         ({"context_parallel_size": 2, "cp_comm_type": "p2p"}, "got 2, .*cp_comm_type 'a2a': a ring knows no clips"),
-        ({"context_parallel_size": 3}, "got 3, expected with packed clips a divisor of the 4 heads"),
+        ({"context_parallel_size": 3}, "got 3, expected with packed clips a divisor of a rank's 4 heads"),
     ],
 )
 def test_context_parallel_ranks_that_cannot_share_heads_are_refused(layout: dict, message: str) -> None:
