@@ -123,7 +123,8 @@ def save_next_checkpoint_apart() -> None:
 
     former = filesystem_async._results_queue  # noqa: SLF001 - Megatron's own cache of that queue
     if isinstance(former, BaseProxy):
-        filesystem_async._results_queue = former._manager.Queue()  # noqa: SLF001 - one process serves them all
+        manager = former._manager  # type: ignore[attr-defined]  # noqa: SLF001 - one process serves all queues
+        filesystem_async._results_queue = manager.Queue()  # noqa: SLF001
     else:  # none yet, or that of saves in this process
         filesystem_async._results_queue = None  # noqa: SLF001 - then Megatron makes one
 

@@ -94,7 +94,8 @@ def finetune(
     Raises:
         UserError: There is no such base, or it does not fit the model or the data.
     """
-    resumed = resume.checkpoint_in(log.explicit_log_dir) if isinstance(resume, CosmosAutoResume) else None
+    may_go_on = isinstance(resume, CosmosAutoResume) and log.explicit_log_dir is not None
+    resumed = resume.checkpoint_in(log.explicit_log_dir) if may_go_on else None
     if resumed is not None:
         # Its checkpoint has all that the base gave: weights, latent statistics and the base's name.
         found = Base(weights=resumed, card=resumed / CARD)
