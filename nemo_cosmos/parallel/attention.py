@@ -6,10 +6,14 @@ N = query heads, G = key/value heads (of this tensor-parallel rank), H = channel
 Under context parallelism the ranks hold contiguous pieces of the sequence (see `tokens.py`). Self-attention exchanges
 heads for tokens by all-to-all (DeepSpeed Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n;
 otherwise each rank keeps its queries and either gathers all keys and values or passes them around (see `ring.py`).
+Packed sequences are exchanged by heads only: a rank's piece begins and ends within them.
 Cross-attention exchanges nothing: the text is the same on every rank.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -93,8 +97,8 @@ class SDPACoreAttention(MegatronModule):
             attention_mask: Must be None; masks are told by type.
             attn_mask_type: Overrides the constructor's.
             attention_bias: Must be None.
-            packed_seq_params: Bounds of packed sequences, each of which attends to its own keys; not together with
-                context parallelism.
+            packed_seq_params: Bounds of packed sequences, each of which attends to its own keys; where context-parallel
+                ranks share the tokens, those of the whole pack.
 
         Returns:
             [s, B, N * H]; [s, N * H] where sequences are packed.
@@ -103,25 +107,31 @@ class SDPACoreAttention(MegatronModule):
             raise NotImplementedError("SDPACoreAttention takes no mask tensor and no bias")
         causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
         if packed_seq_params is not None:
-            return self._attend_packed(query, key, value, causal, packed_seq_params)
+            return self._attend_packed(query[:, None], key[:, None], value[:, None], causal, packed_seq_params)[:, 0]
         if not self.exchanges:
             return self._attend(query, key, value, causal)
         if self.cp_comm_type == "p2p":
             return ring_attention(query, key, value, self.group, causal=causal, scale=self.softmax_scale)
         if self._by_heads(query.shape[2]):
-            return self._attend_over_heads(query, key, value, causal)
+            return self._attend_over_heads(query, key, value, functools.partial(self._attend, causal=causal))
         key, value = (_GatherKeys.apply(x, self.group) for x in (key, value))
         return self._attend(query, key, value, causal, first_query=self.group.rank() * query.shape[0])
 
     def _attend_packed(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, packed: PackedSeqParams
     ) -> torch.Tensor:
-        if self.exchanges:
-            raise NotImplementedError("SDPACoreAttention takes no packed sequences with context parallelism")
         queries, keys = packed.cu_seqlens_q.diff().tolist(), packed.cu_seqlens_kv.diff().tolist()
-        sequences = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
-        # One call for each sequence: masks over all of them would spend time on what they hide.
-        return torch.cat([self._attend(q[:, None], k[:, None], v[:, None], causal)[:, 0] for q, k, v in sequences])
+
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            sequences = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
+            # One call for each sequence: masks over all of them would spend time on what they hide.
+            return torch.cat([self._attend(*sequence, causal) for sequence in sequences if len(sequence[0])])
+
+        if not self.exchanges:
+            return attend(query, key, value)
+        if not self._by_heads(query.shape[2]):
+            raise NotImplementedError("packed sequences are shared by context-parallel ranks with all-to-all only")
+        return self._attend_over_heads(query, key, value, attend)
 
     def _by_heads(self, num_heads: int) -> bool:
         divides = num_heads % self.group.size() == 0
@@ -132,16 +142,16 @@ class SDPACoreAttention(MegatronModule):
                 f"heads per rank ({num_heads}) divisible by the context-parallel size {self.group.size()}",
                 "Use 'p2p' or 'all_gather', or another layout.",
             )
-        return divides and self.cp_comm_type != "all_gather"
+        return divides and self.cp_comm_type in (None, "a2a")
 
     def _attend_over_heads(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attend: Callable[..., torch.Tensor]
     ) -> torch.Tensor:
         if key.shape[2] % self.group.size():
             repeats = query.shape[2] // key.shape[2]
             key, value = (x.repeat_interleave(repeats, dim=2) for x in (key, value))
         query, key, value = (tokens_from_heads(x, self.group) for x in (query, key, value))
-        out = self._attend(query, key, value, causal)
+        out = attend(query, key, value)
         return rearrange(
             heads_from_tokens(rearrange(out, "S B (N H) -> S B N H", N=query.shape[2]), self.group),
             "s B N H -> s B (N H)",

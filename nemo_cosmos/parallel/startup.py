@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 from collections.abc import Iterator
+from multiprocessing.managers import BaseProxy
 from typing import Literal
 
 import torch
@@ -129,6 +130,22 @@ def save_checkpoints_in_process() -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     filesystem_async._results_queue = queue.Queue()  # noqa: SLF001 - Megatron's own cache of that queue
+
+
+def save_next_checkpoint_apart() -> None:
+    """Gives the next background save a queue of its own for its results.
+
+    Megatron hands over those of all saves through one queue: where two run at once, it would take the one's for the
+    other's.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    former = filesystem_async._results_queue  # noqa: SLF001 - Megatron's own cache of that queue
+    if isinstance(former, BaseProxy):
+        manager = former._manager  # type: ignore[attr-defined]  # noqa: SLF001 - one process serves all queues
+        filesystem_async._results_queue = manager.Queue()  # noqa: SLF001
+    else:  # none yet, or that of saves in this process
+        filesystem_async._results_queue = None  # noqa: SLF001 - then Megatron makes one
 
 
 def accelerator() -> Literal["cpu", "gpu"]:
