@@ -164,7 +164,7 @@ class SDPACoreAttention(MegatronModule):
             repeats = query.shape[2] // key.shape[2]
             key, value = (x.repeat_interleave(repeats, dim=2) for x in (key, value))
         dropout = self.dropout if self.training else 0.0
-        if not causal and dropout == 0 and suits_blocks(query, key):
+        if not causal and dropout == 0 and suits_blocks(query, key, scale=self.softmax_scale):
             return blocked_attention(query, key, value, scale=self.softmax_scale).flatten(2)
         mask = None
         if causal and query.shape[0] != key.shape[0]:
