@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor, Shard
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.pieces import ProcessGroup
+from nemo_cosmos.parallel.startup import keep_open
 
 
 def shard_weights(module: nn.Module, group: ProcessGroup, *, precision: MixedPrecisionPolicy | None = None) -> None:
@@ -52,6 +53,8 @@ def shard_weights(module: nn.Module, group: ProcessGroup, *, precision: MixedPre
         UserError: The module does not say what its units are.
     """
     marks = {name: dict(vars(parameter)) for name, parameter in module.named_parameters()}
+    # DTensor remembers the outcome of operations by the ranks of a mesh, and with it the first such mesh and its group.
+    keep_open(group)
     mesh, unit_types = DeviceMesh.from_group(group, current_device().type), _unit_types(module)
     for unit in (*(part for part in module.modules() if isinstance(part, unit_types)), module):
         for parameter in unit.parameters() if precision is not None else ():

@@ -21,6 +21,8 @@ _STAGE_STRIDE = 100
 
 _ended_groups: list[dist.ProcessGroup] = []
 """Megatron's, of layouts that have ended; still open."""
+_kept_groups: list[dist.ProcessGroup] = []
+"""Those that stay open while the processes are connected."""
 
 
 @contextlib.contextmanager
@@ -82,7 +84,11 @@ def end_model_parallel() -> None:
 
     if parallel_state.model_parallel_is_initialized():
         # Megatron forgets its groups without closing them. That waits, for others may not have got everything yet.
-        _ended_groups.extend(group for group in parallel_state._global_process_group_list or () if group is not None)
+        _ended_groups.extend(
+            group
+            for group in parallel_state._global_process_group_list or ()
+            if group is not None and not any(group is kept for kept in _kept_groups)
+        )
         parallel_state.destroy_model_parallel()
 
 
@@ -94,9 +100,15 @@ def close_ended_groups() -> None:
     _ended_groups.clear()
 
 
+def keep_open(group: dist.ProcessGroup) -> None:
+    """Leaves a group open when its layout has ended."""
+    _kept_groups.append(group)
+
+
 def _disconnect() -> None:
     dist.destroy_process_group()
     _ended_groups.clear()
+    _kept_groups.clear()
 
 
 def seed_ranks(seed: int, *, te_rng_tracker: bool = False) -> None:
