@@ -11,6 +11,7 @@ from safetensors import safe_open
 from nemo_cosmos.diffusion.initialization import tensor_parallel_axis
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.transformer import weights
 from nemo_cosmos.weight_files.hub import local_path
 
 ACTION_LAYERS = ("conditioning.action_embedder",)
@@ -35,7 +36,6 @@ def load_whole_weights(model: CosmosDiT, path: str | Path, *, may_lack: tuple[st
         copy_whole_weights(model, file.keys(), file.get_tensor, source=str(path), may_lack=may_lack)
 
 
-@torch.no_grad()
 def copy_whole_weights(
     model: CosmosDiT,
     names: Iterable[str],
@@ -56,21 +56,11 @@ def copy_whole_weights(
     Raises:
         UserError: A weight is missing or of another shape.
     """
-    size, rank, there = model.groups.tp.size(), model.groups.tp.rank(), set(names)
-    for name, tensor in model.global_tensors():
-        if name not in there:
-            if name.startswith(may_lack):
-                continue
-            raise UserError(
-                f"{source}: weight {name} is missing, expected {list(tensor.shape)} on this rank. "
-                "Give weights of the same architecture."
-            )
-        axis = tensor_parallel_axis(name)
-        whole = read(name)
-        part = whole if axis is None else whole.chunk(size, dim=axis)[rank]
-        if part.shape != tensor.shape:
-            raise UserError(
-                f"{source}: weight {name} has shape {list(whole.shape)}, this rank's share would be "
-                f"{list(part.shape)}, expected {list(tensor.shape)}. Give weights of the same architecture."
-            )
-        tensor.copy_(part)
+    weights.copy_whole_weights(
+        model.global_tensors(),
+        names,
+        read,
+        lambda name, whole: weights.own_part(whole, tensor_parallel_axis(name), model.groups.tp),
+        source=source,
+        may_lack=may_lack,
+    )
