@@ -7,6 +7,7 @@ read.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from einops import rearrange
@@ -14,7 +15,7 @@ from torch import nn
 
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.parallel.tokens import TokenShard
-from nemo_cosmos.transformer.positions import Grid
+from nemo_cosmos.transformer.positions import Grid, sincos_rows
 
 
 class LearnablePositions(nn.Module):
@@ -55,3 +56,23 @@ def learned_positions(rows_RD: torch.Tensor, grid: Grid, shard: TokenShard, fram
     emb_sD = rearrange(table, "T H W D -> (T H W) D")[shard.start - first : shard.stop - first]
     norm = torch.linalg.vector_norm(emb_sD, dim=-1, keepdim=True)
     return (emb_sD / (1e-6 + norm / math.sqrt(emb_sD.shape[-1]))).to(rows_RD.dtype)[:, None]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # as the rotary tables: what generation makes must serve training
+def sincos_positions(
+    grid: Grid, hidden_size: int, tokens: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """See `nemo_cosmos.transformer.positions.sincos_rows`; kept, as all steps ask for the same few.
+
+    Args:
+        grid: Of the whole sequence.
+        hidden_size: D.
+        tokens: First and one-past-last token of this rank.
+        dtype: Of the result.
+        device: Of the result.
+
+    Returns:
+        [s, 1, D].
+    """
+    return sincos_rows(torch.arange(*tokens, device=device), grid, hidden_size).to(dtype)[:, None]

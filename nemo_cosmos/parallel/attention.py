@@ -4,10 +4,10 @@ Letters: S = query tokens of the whole sequence, L = key tokens, s, l = the toke
 N = query heads, G = key/value heads (of this tensor-parallel rank), H = channels per head, n = context-parallel ranks.
 
 Under context parallelism the ranks hold contiguous pieces of the sequence, or under a causal mask one chunk from its
-front and one from its end (see `tokens.py`). Self-attention exchanges heads for tokens by all-to-all (DeepSpeed Ulysses,
-https://arxiv.org/abs/2309.14509) where the query heads divide by n; otherwise each rank keeps its queries and either
-gathers all keys and values or passes them around (see `ring.py`). Cross-attention exchanges nothing: the text is the same
-on every rank.
+front and one from its end (see `tokens.py`). Self-attention exchanges heads for tokens by all-to-all (DeepSpeed
+Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n; otherwise each rank keeps its queries and
+either gathers all keys and values or passes them around (see `ring.py`). Cross-attention exchanges nothing: the text is
+the same on every rank.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ class _RingAttention(torch.autograd.Function):
 def _visible(origin: int, rank: int, num_queries: int, num_keys: int, causal: bool) -> tuple[slice, slice, bool]:
     """Which of a rank's queries see which keys of another, and whether a triangular mask is between them.
 
-    Of a rank that comes before, all see the chunk from the front alone; of one that comes after, those of the chunk from
-    the end see both. So each pair of ranks but a rank with itself has half of all pairs of tokens.
+    Of a rank that comes before, all see the chunk from the front alone; of one that comes after, those of the chunk
+    from the end see both. So two ranks always have half of all pairs of their tokens.
     """
     if not causal or origin == rank:
         return slice(None), slice(None), causal

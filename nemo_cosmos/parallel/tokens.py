@@ -19,9 +19,9 @@ samples of a batch instead (`share_samples`), each computing its own ones as a s
 `join_samples` makes the whole batch of them again on every rank, so that the loss is the same and so is the convention.
 
 **Causal sequences.** The later a token, the more keys it sees: of contiguous pieces the last would cost most. Here each
-of n ranks holds two of 2 n chunks, one from the front and one from the end (`CausalShard`), which balances the load, and
-is how TransformerEngine has them. A sequence is put into that order before it is split (`zigzag`) and back into its own
-after it is gathered (`natural_order`).
+of n ranks holds two of 2 n chunks, one from the front and one from the end (`CausalShard`), which balances the load,
+and is how TransformerEngine has them. A sequence is put into that order before it is split (`zigzag`) and back into its
+own after it is gathered (`natural_order`).
 """
 
 from __future__ import annotations
