@@ -219,9 +219,8 @@ class CosmosAR(MegatronModule):
 
     def _mark_embeddings(self) -> None:
         """Marks the vocabulary's weights as Megatron's optimizer, gradient reduction and clipping look for them."""
-        for weight in [self.embedding.weight] * self.pre_process + [self.output_layer.weight] * self.post_process:
-            if weight is not None:
-                weight.is_embedding_or_output_parameter = True
+        for name, parameter in self.named_parameters():
+            parameter.is_embedding_or_output_parameter = name in ("embedding.weight", "output_layer.weight")
         weight = self.shared_embedding_or_output_weight()
         if not self.share_embeddings_and_output_weights or weight is None:
             return

@@ -159,6 +159,7 @@ def test_a_token_sees_none_that_comes_later(one_rank: torch.device) -> None:
 
 def test_rotary_tables_of_the_published_head() -> None:
     device = torch.device("cpu")
+
     def angles(yarn: Yarn | None) -> torch.Tensor:
         """Of the last token, frame 4, row 39, column 63; up to whole turns."""
         cos, sin = rope_tables((5, 40, 64), 128, 5e5, yarn, CausalShard(12_800), 0, device)
@@ -169,7 +170,7 @@ def test_rotary_tables_of_the_published_head() -> None:
     assert plain[21].item() == pytest.approx(4 * 5e5 ** (-42 / 44))
     assert plain[42].item() == pytest.approx(39 * 5e5 ** (-40 / 42))
     assert plain[63].item() == pytest.approx(63 * 5e5 ** (-40 / 42))
-    # Of three frames even the fastest angle made less than one turn; of 40 rows it made six, the slow ones less than one.
+    # Of three frames even the fastest angle made less than one turn; of 40 rows it made six, slow ones less than one.
     torch.testing.assert_close(stretched[1:22], plain[1:22] / 2)
     assert stretched[22] == plain[22]
     torch.testing.assert_close(stretched[27:43], plain[27:43] / 2)
