@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel.pieces import ProcessGroup
+from nemo_cosmos.weight_files.hub import local_path
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:
@@ -81,3 +84,28 @@ def copy_whole_weights(
                 f"{list(part.shape)}, expected {list(tensor.shape)}. Give weights of the same architecture."
             )
         tensor.copy_(part)
+
+
+def load_whole_weights(
+    named: Iterable[tuple[str, torch.Tensor]],
+    path: str | Path,
+    own: Callable[[str, torch.Tensor], torch.Tensor],
+    *,
+    may_lack: tuple[str, ...] = (),
+) -> None:
+    """Copies this rank's share of a safetensors file of whole weights, one weight at a time.
+
+    Args:
+        named: As for `copy_whole_weights`.
+        path: Weights under our names, as one rank holds them; or their address on the hub.
+        own: As for `copy_whole_weights`.
+        may_lack: As for `copy_whole_weights`.
+
+    Raises:
+        UserError: The file is missing, or a weight is missing or of another shape.
+    """
+    path = local_path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Give a .safetensors file of whole weights.")
+    with safe_open(path, framework="pt") as file:
+        copy_whole_weights(named, file.keys(), file.get_tensor, own, source=str(path), may_lack=may_lack)
