@@ -62,8 +62,9 @@ def merge_shards(shards: Sequence[Weights]) -> Weights:
     for rank, shard in enumerate(plain):
         if shard.keys() != plain[0].keys():
             other = sorted(shard.keys() ^ plain[0].keys())[:4]
-            raise user_error(
-                f"weights of rank {rank}", f"others than rank 0 in {other}", "the same", "Give files of one model."
+            raise UserError(
+                f"weights of rank {rank}: {other} are not on this rank and on rank 0 both, expected the same names. "
+                "Give files of one model."
             )
     return {name: _merged(name, [shard[name] for shard in plain]) for name in plain[0]}
 

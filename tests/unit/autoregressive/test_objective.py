@@ -70,7 +70,7 @@ def test_a_sample_without_anything_to_learn_is_no_nan() -> None:
     ("codes", "arguments", "message"),
     [
         (CODES, {"num_condition_latents_t": 3}, "num_condition_latents_t: got 3, expected fewer than the 3 latent"),
-        (CODES + 39, {"num_condition_latents_t": 1}, "tokens: got 39 to 50, expected 0 to 49"),
+        (CODES + 39, {"num_condition_latents_t": 1}, "tokens: got '39 to 50', expected 0 to 49"),
         (
             CODES,
             {"num_condition_latents_t": 1, "multiple_of": 8},
