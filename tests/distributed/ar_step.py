@@ -15,28 +15,29 @@ from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.autoregressive.objective import next_token_loss, token_sequences
 from tests.distributed.megatron_step import Layout
 
-BATCH, ROWS, COLUMNS, TEXT, VOCABULARY = 2, 2, 4, 5, 45
+BATCH, LENGTH, TEXT, VOCABULARY = 2, 24, 5, 45
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What a step is taken on."""
 
-    frames: int = 2
+    grid: tuple[int, int, int]
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
 TASKS = {
-    # Begin of video, 16 codes and 7 times padding.
+    # Begin of video, 20 codes and three times padding.
     "videos": Task(
+        grid=(2, 2, 5),
         overrides={
             "special_tokens": True,
             "extra_pos_embed": "sincos",
             "crossattn_emb_channels": 12,
             "yarn": Yarn(original_grid=(1, 2, 4), beta_fast=1.5, beta_slow=0.1),
-        }
+        },
     ),
-    "tied": Task(frames=3, overrides={"share_embeddings_and_output_weights": True}),
+    "tied": Task(grid=(3, 2, 4), overrides={"share_embeddings_and_output_weights": True}),
 }
 
 
@@ -62,7 +63,7 @@ class _AR:
         return CosmosAR(config_for(layout), **stage)
 
     def size(self, task: str) -> tuple[int, int]:
-        return 24, BATCH
+        return LENGTH, BATCH
 
     def num_shared(self, task: str) -> int:
         return int(task == "tied")
@@ -72,14 +73,16 @@ class _AR:
 
     def microbatch(self, task: str, index: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(100 + index)
-        frames = TASKS[task].frames
+        grid = TASKS[task].grid
         config = config_for(Layout(task=task))
-        codes = torch.randint(VOCABULARY, (BATCH, frames, ROWS, COLUMNS), generator=generator)
+        codes = torch.randint(VOCABULARY, (BATCH, *grid), generator=generator)
         free = torch.rand(codes.shape, generator=generator) < 0.8  # samples do not learn equally many
         text = torch.randn(BATCH, TEXT, 12, generator=generator)
         return {
-            "sequences": token_sequences(codes, config, num_condition_latents_t=1, loss_mask_BTHW=free, multiple_of=24),
-            "grid": (frames, ROWS, COLUMNS),
+            "sequences": token_sequences(
+                codes, config, num_condition_latents_t=1, loss_mask_BTHW=free, multiple_of=LENGTH
+            ),
+            "grid": grid,
             "text": text if config.crossattn_emb_channels else None,
         }
 

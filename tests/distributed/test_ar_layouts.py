@@ -27,42 +27,42 @@ LAYOUTS = {
         pipeline=2, virtual=2, distributed_optimizer=True, task="tied"
     ),
     "CP2": Layout(context=2),
-    "CP2 ring": Layout(context=2, overrides=RING),
+    "CP2 ring tied": Layout(context=2, overrides=RING, task="tied"),
     "CP2 all-gather tied": Layout(context=2, overrides=GATHER, task="tied"),
     "DP2": Layout(data=2),
     "DP2 distributed optimizer": Layout(data=2, distributed_optimizer=True),
     "TP2 SP PP2": Layout(tensor=2, pipeline=2, sequence_parallel=True),
     "TP2 SP CP2": Layout(tensor=2, context=2, sequence_parallel=True),
     "TP2 SP CP2 ring tied": Layout(tensor=2, context=2, sequence_parallel=True, overrides=RING, task="tied"),
-    "CP4 ring": Layout(context=4, overrides=RING),
+    "CP4 ring tied": Layout(context=4, overrides=RING, task="tied"),
     "CP4 all-to-all": Layout(context=4, overrides={"cp_comm_type": "a2a"}),
     "PP2 CP2 tied distributed optimizer": Layout(pipeline=2, context=2, distributed_optimizer=True, task="tied"),
     "TP2 DP2 distributed optimizer": Layout(tensor=2, data=2, distributed_optimizer=True),
 }
 
 ROADS = {
-    "plain optimizer": {
-        "TP2": Layout(tensor=2),
-        "DP2": Layout(data=2),
-        "PP2 interleaved": Layout(pipeline=2, virtual=2),
-        "CP2": Layout(context=2),
+    "videos": {
+        "plain optimizer": {
+            "TP2": Layout(tensor=2),
+            "PP2 interleaved": Layout(pipeline=2, virtual=2),
+            "CP2": Layout(context=2),
+        },
+        "distributed optimizer": {
+            "DP2": Layout(data=2, distributed_optimizer=True),
+            "TP2 SP": Layout(tensor=2, sequence_parallel=True, distributed_optimizer=True),
+            "PP2": Layout(pipeline=2, distributed_optimizer=True),
+        },
     },
-    "distributed optimizer": {
-        "DP2": Layout(data=2, distributed_optimizer=True),
-        "TP2 SP": Layout(tensor=2, sequence_parallel=True, distributed_optimizer=True),
-        "PP2": Layout(pipeline=2, distributed_optimizer=True),
-    },
-}
-TIED_ROADS = {
     "tied": {
-        "PP2": Layout(pipeline=2, task="tied"),
-        "TP2": Layout(tensor=2, task="tied"),
-        "PP2 interleaved": Layout(pipeline=2, virtual=2, task="tied"),
-    },
-    "tied distributed optimizer": {
-        "DP2": Layout(data=2, distributed_optimizer=True, task="tied"),
-        "PP2": Layout(pipeline=2, distributed_optimizer=True, task="tied"),
-        "TP2": Layout(tensor=2, distributed_optimizer=True, task="tied"),
+        "plain optimizer": {
+            "PP2": Layout(pipeline=2, task="tied"),
+            "TP2": Layout(tensor=2, task="tied"),
+        },
+        "distributed optimizer": {
+            "DP2": Layout(data=2, distributed_optimizer=True, task="tied"),
+            "PP2": Layout(pipeline=2, distributed_optimizer=True, task="tied"),
+            "TP2": Layout(tensor=2, distributed_optimizer=True, task="tied"),
+        },
     },
 }
 
@@ -72,8 +72,6 @@ def test_steps_equal_one_rank(num_ranks: int, one_rank_ar_steps: Path, tmp_path:
     check_layouts(AR, LAYOUTS, num_ranks, one_rank_ar_steps, tmp_path)
 
 
-@pytest.mark.parametrize(("task", "roads"), [("videos", ROADS), ("tied", TIED_ROADS)])
-def test_checkpoint_passes_through_all_layouts_unchanged(
-    task: str, roads: dict, one_rank_ar_steps: Path, tmp_path: Path
-) -> None:
-    check_roads(AR, roads, 2, one_rank_ar_steps, tmp_path, task=task)
+@pytest.mark.parametrize("task", ROADS)
+def test_checkpoint_passes_through_all_layouts_unchanged(task: str, one_rank_ar_steps: Path, tmp_path: Path) -> None:
+    check_roads(AR, ROADS[task], 2, one_rank_ar_steps, tmp_path, task=task)
