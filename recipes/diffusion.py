@@ -216,7 +216,7 @@ def _pretrain_at_512p(
             global_batch_size=global_batch_size,
             num_workers=4,
         ),
-        trainer=published_trainer(max_steps, num_nodes, tp=tp, cp=CP_512P, async_save=True),
+        trainer=published_trainer(max_steps, num_nodes, tp=tp, cp=CP_512P),
         log=run.Config(defaults.default_log, directory=directory, save_every=1000),
         optim=adam(
             lr=1e-4,
@@ -239,8 +239,8 @@ def data_parallel(num_nodes: int, *, tp: int, cp: int) -> int:
     return GPUS_PER_NODE * num_nodes // (tp * cp)
 
 
-def published_trainer(max_steps: int, num_nodes: int, *, tp: int, cp: int, **settings: Any) -> run.Config:  # noqa: ANN401 - of default_trainer
-    """The layout of the published sizes: TP with SP inside a node, CP over it and others."""
+def published_trainer(max_steps: int, num_nodes: int, *, tp: int, cp: int) -> run.Config:
+    """The layout of the published sizes: TP with SP inside a node, CP over it and others; averages as published."""
     from nemo_cosmos.training.defaults import default_trainer
 
     return run.Config(
@@ -251,7 +251,8 @@ def published_trainer(max_steps: int, num_nodes: int, *, tp: int, cp: int, **set
         tp=tp,
         sp=True,
         cp=cp,
-        **settings,
+        async_save=True,
+        ema_power=EMA_POWER,
     )
 
 

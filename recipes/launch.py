@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import types
+import typing
 from typing import Any
 
+from nemo_cosmos.errors import UserError, user_error
 from recipes.registry import find
 
 
@@ -19,15 +24,16 @@ def configure(name: str, overrides: list[str]) -> Any:  # noqa: ANN401 - a nemo-
     """
     from nemo_run.cli.cli_parser import CLIException, parse_cli_args
 
-    from nemo_cosmos.errors import user_error
-
     configuration = find(name)()
+    logger = logging.getLogger("nemo_run.cli.cli_parser")  # would tell an error at length that is told below
     for override in overrides:
+        logger.disabled = True
         try:
             configuration = parse_cli_args(configuration, [override])
         except (CLIException, AttributeError, TypeError) as error:
-            expected = "`name=value` with a name that `nemo-cosmos recipes show` lists"
-            raise user_error("override", override, expected, f"nemo-run says: {_first_line(error)}") from error
+            raise _refused(override, error) from error
+        finally:
+            logger.disabled = False
     return configuration
 
 
@@ -49,5 +55,32 @@ def run_here(name: str, overrides: list[str]) -> Any:  # noqa: ANN401 - whatever
     return fiddle.build(configure(name, overrides))()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _refused(override: str, error: Exception) -> UserError:
+    """One line of what nemo-run wraps into several errors around each other."""
+    from nemo_run.cli.cli_parser import ParseError
+
+    key, equals, _ = override.partition("=")
+    expected = "`name=value` with a name that `nemo-cosmos recipes show` lists"
+    if not equals:
+        return user_error("override", override, expected, "Write a value behind its name.")
+    innermost: ParseError | None = None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ParseError) and not isinstance(cause.expected_type, str):
+            innermost = cause
+        cause = cause.__cause__ or cause.__context__
+    if innermost is not None:
+        return user_error(f"override {key}", innermost.value, _spelled(innermost.expected_type), "Correct the value.")
+    told = re.sub(r" for <.*", "", str(error).splitlines()[0])
+    return user_error("override", override, expected, f"nemo-run says: {told}")
+
+
+def _spelled(hint: Any) -> str:  # noqa: ANN401 - a type, or what stands for one in annotations
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_spelled, arguments))
+    if hint is types.NoneType:
+        return "None"
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)

@@ -106,8 +106,7 @@ def at_published_size(
 
     recipe.data.micro_batch_size, recipe.data.num_workers = 1, 4
     recipe.data.global_batch_size = data_parallel(num_nodes, tp=tp, cp=cp)
-    # Averages are not written in the background.
-    recipe.trainer = published_trainer(max_steps, num_nodes, tp=tp, cp=cp, ema_power=EMA_POWER, async_save=False)
+    recipe.trainer = published_trainer(max_steps, num_nodes, tp=tp, cp=cp)
     recipe.log = run.Config(defaults.default_log, directory=directory, save_every=1000)
     recipe.optim = adam(
         lr=2**-14.3,

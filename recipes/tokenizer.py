@@ -39,7 +39,7 @@ def tokenizer_tiny_pretrain(
     from nemo_cosmos.training import api
 
     perceptual = run.Config(SparsePerceptual, distance=run.Config(LpipsLike), num_frames=1)
-    model = parts.tokenizer_model(run.Config, ARCHITECTURE_TINY, perceptual, perceptual_weight=0.3)
+    model = parts.tokenizer_model(run.Config, ARCHITECTURE_TINY, perceptual, perceptual_weight=0.3, ssim_weight=0.15)
     model.config.init_from = init_from
     return parts.small_run(
         run.Partial(api.pretrain, model=model, data=parts.clips(run.Config, curated)), directory, max_steps

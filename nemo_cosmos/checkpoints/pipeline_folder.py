@@ -20,6 +20,7 @@ from nemo_cosmos.diffusion.warm_start import copy_whole_weights
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import read_json
 from nemo_cosmos.text import CachedTextEncoder, load_text_encoder
+from nemo_cosmos.tokenizer.conversion import fingerprint_of_diffusers
 from nemo_cosmos.weight_files.safetensors_files import open_shards
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class PipelineFolder:
             step=0,
             data="not known",
             command="diffusers",
-            tokenizer_fingerprint=self.tokenizer().fingerprint(),
+            tokenizer_fingerprint=fingerprint_of_diffusers(self.folder / VAE),
             latent_mean=tuple(vae.get("latents_mean") or (0.0,) * config.in_channels),
             latent_std=tuple(vae.get("latents_std") or (1.0,) * config.in_channels),
             text_encoder=str(self.folder),

@@ -19,6 +19,7 @@ from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, Shuffle
 from nemo_cosmos.data.statistics import statistics_for
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
+from nemo_cosmos.parallel.startup import accelerator
 
 
 class _MegatronDataModule(pl.LightningDataModule):
@@ -98,6 +99,7 @@ class _MegatronDataModule(pl.LightningDataModule):
             dataset=dataset,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=accelerator() == "gpu",
             collate_fn=self.collate_fn,
         )
 

@@ -196,26 +196,30 @@ class LatentDataset(torch.utils.data.Dataset):
     ) -> None:
         self._decoder = LatentDecoder(root, sources=sources, with_actions=with_actions, statistics=statistics)
         self.card = self._decoder.card
-        self.samples: list[LatentSample] = []
-        self._places: list[tuple[TarShard, str]] = []
-        for path in sorted((Path(root) / split).glob("[!.]*.tar")):
-            shard = TarShard(path)
-            for key in shard.keys:
-                sample = LatentSample.from_dict(json.loads(shard.read(f"{key}.json")))
-                if self._decoder.takes(sample):
-                    self.samples.append(sample)
-                    self._places.append((shard, key))
-        if not self.samples:
+        shards = [TarShard(path) for path in sorted((Path(root) / split).glob("[!.]*.tar"))]
+        self._places = [(shard, key) for shard in shards for key in shard.keys]
+        if sources is not None or with_actions:  # else what a sample says of itself is read with it
+            self._places = [place for place in self._places if self._decoder.takes(_described(*place))]
+        if not self._places:
             raise UserError(
                 f"{root}: no {split} sample passes sources={sources}, with_actions={with_actions}. "
                 "Collect and curate such video first."
             )
 
+    @property
+    def samples(self) -> list[LatentSample]:
+        """What all samples say of themselves, read now."""
+        return [_described(*place) for place in self._places]
+
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.samples)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """One sample, as `LatentDecoder.decode` gives it."""
         shard, key = self._places[index]
-        return self._decoder.decode(self.samples[index], shard.read(f"{key}.safetensors"))
+        return self._decoder.decode(_described(shard, key), shard.read(f"{key}.safetensors"))
+
+
+def _described(shard: TarShard, key: str) -> LatentSample:
+    return LatentSample.from_dict(json.loads(shard.read(f"{key}.json")))

@@ -30,6 +30,8 @@ class BlockInputs:
     """Time embedding after SiLU."""
     shared_FBC: torch.Tensor
     """Vector of width 3 D that all adaptive norms share."""
+    num_tokens: int
+    """Tokens of this rank."""
     tokens_per_frame: torch.Tensor | None
     """Tokens of this rank in each of its F frames, or clips of a pack, where they are not equally many; int64 [F]."""
     text_LBC: torch.Tensor
@@ -48,7 +50,7 @@ class BlockInputs:
         vectors = adaln(self.emb_FBD, self.shared_FBC)
         if self.tokens_per_frame is None:
             return vectors
-        return tuple(v.repeat_interleave(self.tokens_per_frame, dim=0) for v in vectors)
+        return tuple(v.repeat_interleave(self.tokens_per_frame, dim=0, output_size=self.num_tokens) for v in vectors)
 
 
 @dataclass

@@ -6,6 +6,7 @@ this rank, D = hidden size, L = text tokens, F = groups of tokens that share the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -33,6 +34,7 @@ from nemo_cosmos.diffusion.rope import rope_tables
 from nemo_cosmos.diffusion.stage_input import Conditioning, pack, unpack
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.backend import get_backend
+from nemo_cosmos.parallel.device import on_device
 from nemo_cosmos.parallel.fsdp import describe_shard, is_sharded
 from nemo_cosmos.parallel.tokens import (
     TokenShard,
@@ -272,14 +274,16 @@ class CosmosDiT(MegatronModule):
         pieces = clips_at.pieces(shard)
         counts, limits = None, (None, None)
         if is_packed:
-            counts = torch.tensor([len(piece) for _, piece in pieces], device=device)
-            limits = clips_at.attention_limits(text_BLD.shape[1], device)
+            counts = on_device([len(piece) for _, piece in pieces], device, torch.int64)
+            attended = token_shard(shard.total, groups, sequence_parallel=False)
+            limits = clips_at.attention_limits(attended, text_BLD.shape[1], device)
         elif len(emb_FBD) > 1:
             counts = _uneven_frames(shard, clips_at.grids[0], _frames_of(shard, clips_at.grids[0]), device)
         layout = "B L C -> (B L) 1 C" if is_packed else "B L C -> L B C"
         return BlockInputs(
             emb_FBD=emb_FBD,
             shared_FBC=conditioning.shared_FBC,
+            num_tokens=len(shard),
             tokens_per_frame=counts,
             text_LBC=rearrange(text_BLD, layout).to(emb_FBD.dtype).contiguous(),
             rope=self._rope(groups, clips_at, fps, is_packed, device),
@@ -349,7 +353,7 @@ class CosmosDiT(MegatronModule):
                 "condition_mask_B1THW": None if masks is None else len(masks),
             },
         )
-        check_packed_layout(self.groups.cp.size())
+        check_packed_layout(self.config)
 
     def global_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters and buffers under the names they have on one rank."""
@@ -409,4 +413,4 @@ def _uneven_frames(shard: TokenShard, grid: Grid, frames: slice, device: torch.d
     if shard.start % per_frame == 0 and shard.stop % per_frame == 0:
         return None
     edges = [min(max(frame * per_frame, shard.start), shard.stop) for frame in range(frames.start, frames.stop + 1)]
-    return torch.tensor([stop - start for start, stop in zip(edges, edges[1:], strict=False)], device=device)
+    return on_device([stop - start for start, stop in itertools.pairwise(edges)], device, torch.int64)

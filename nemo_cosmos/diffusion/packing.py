@@ -13,7 +13,10 @@ from functools import cached_property
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.backend import get_backend
+from nemo_cosmos.parallel.device import on_device
 from nemo_cosmos.parallel.tokens import TokenShard
 
 Grid = tuple[int, int, int]
@@ -49,15 +52,20 @@ class Pack:
                 found.append((index, TokenShard(start - first, stop - first, length)))
         return found
 
-    def attention_limits(self, text_length: int, device: torch.device) -> tuple[PackedSeqParams, PackedSeqParams]:
-        """Bounds of the clips, for self-attention and for cross-attention.
+    def attention_limits(
+        self, attended: TokenShard, text_length: int, device: torch.device
+    ) -> tuple[PackedSeqParams, PackedSeqParams]:
+        """Bounds of the clips: of the whole sequence for self-attention, of a rank's piece for cross-attention.
 
         Args:
+            attended: That piece, of a context-parallel rank.
             text_length: Text tokens of each clip.
             device: Of the tokens.
         """
-        own, text = self.lengths, (text_length,) * len(self.lengths)
-        return _limits(own, own, device), _limits(own, text, device)
+        present = {index: len(piece) for index, piece in self.pieces(attended)}
+        own = tuple(present.get(index, 0) for index in range(len(self.lengths)))
+        text = (text_length,) * len(self.lengths)
+        return _limits(self.lengths, self.lengths, device), _limits(own, text, device)
 
 
 def _limits(queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device) -> PackedSeqParams:
@@ -71,23 +79,37 @@ def _limits(queries: tuple[int, ...], keys: tuple[int, ...], device: torch.devic
 
 
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+    return on_device([0, *itertools.accumulate(lengths)], device, torch.int32)
 
 
-def check_packed_layout(context_parallel: int) -> None:
-    """Refuses context parallelism, over whose ranks packs are not cut.
+def check_packed_layout(config: DiTConfig) -> None:
+    """Refuses context parallelism that packs cannot have.
+
+    Its ranks' pieces begin and end within clips. By all-to-all each attends for some of the heads to all tokens, to
+    which the clips' bounds apply as they are; a ring would need those of every pair of pieces, and TransformerEngine
+    takes each clip to be cut over all ranks by itself.
 
     Args:
-        context_parallel: Size of that group.
+        config: The model with its layout.
 
     Raises:
-        UserError: There are several ranks.
+        UserError: There are several ranks, and they cannot share heads.
     """
-    if context_parallel > 1:
+    size, heads = config.context_parallel_size, config.num_attention_heads // config.tensor_model_parallel_size
+    if size == 1:
+        return
+    if get_backend(config.backend).name == "te":
         raise user_error(
             "context-parallel size",
-            context_parallel,
-            "1 with packed clips",
+            size,
+            "1 with packed clips and TransformerEngine, which would cut every clip over the ranks",
+            "Use tensor parallelism, backend 'torch', or batches of one size.",
+        )
+    if config.cp_comm_type not in (None, "a2a") or heads % size:
+        raise user_error(
+            "context-parallel size",
+            size,
+            f"with packed clips a divisor of a rank's {heads} heads, and cp_comm_type 'a2a': a ring knows no clips",
             "Use tensor parallelism, or batches of one size.",
         )
 

@@ -28,7 +28,7 @@ from nemo_cosmos.diffusion.objective import EDM, per_sample, uncertainty_weighte
 from nemo_cosmos.diffusion.packing import check_packed_layout
 from nemo_cosmos.diffusion.warm_start import ACTION_LAYERS, load_whole_weights
 from nemo_cosmos.errors import user_error
-from nemo_cosmos.parallel.device import current_device
+from nemo_cosmos.parallel.device import current_device, on_device
 from nemo_cosmos.parallel.fsdp import check_pieces
 from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.parallel.stages import stage_ends
@@ -64,8 +64,8 @@ class DiffusionLossReduction(MeanLossReduction):
         losses, errors = zip(*(self._per_sample(*part) for part in per_part), strict=True)
         loss_B, error_B = torch.cat(losses), torch.cat(errors)
         values = [x[0].numel() for x in outputs for _ in range(len(x))]
-        share_B = torch.tensor(values, dtype=torch.float64, device=loss_B.device)
-        share_B = (share_B / share_B.mean()).float()
+        share_B = torch.tensor(values, dtype=torch.float64)
+        share_B = on_device(share_B / share_B.mean(), loss_B.device, torch.float32)
         loss = (share_B * loss_B).mean()
         # Cloned, because Megatron scales the loss in place.
         return loss, {"avg": loss.detach().clone().view(1), "error": (share_B * error_B.detach()).mean().view(1)}
@@ -166,12 +166,12 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 "Change one of the two.",
             )
         for card in cards:
-            self._check_cache(card)
+            self._check_cache(card, is_packed=is_packed)
 
     def _check_packs(self) -> None:
         if self.config.action_dim is not None:
             raise user_error("actions in packs", "action_dim set", "None", "Train on batches of one size.")
-        check_packed_layout(self.config.context_parallel_size)
+        check_packed_layout(self.config)
 
     def _check_condition_frames(self, num_latent_frames: int) -> None:
         """Refuses samples of which all frames may be given; pictures are given none."""
@@ -184,7 +184,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 "Lower it in the conditioning, or train on longer videos.",
             )
 
-    def _check_cache(self, card: LatentCacheCard) -> None:
+    def _check_cache(self, card: LatentCacheCard, *, is_packed: bool) -> None:
         config, (channels, *size) = self.config, card.latent_shape
         if not card.continuous or channels != config.in_channels:
             raise user_error(
@@ -214,7 +214,8 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             config,
             config.tensor_model_parallel_size,
             config.pipeline_model_parallel_size,
-            config.context_parallel_size if size[0] > 1 else 1,  # of images the ranks share the samples
+            # Of images the ranks share the samples, but not in packs.
+            config.context_parallel_size if size[0] > 1 or is_packed else 1,
             num_tokens,
         )
 

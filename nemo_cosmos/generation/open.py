@@ -80,7 +80,7 @@ def find_world_model(checkpoint: str | Path, tokenizer: str | Path | None = None
 
 @contextlib.contextmanager
 def open_world_model(
-    checkpoint: str | Path,
+    checkpoint: str | Path | WorldModelSource,
     tokenizer: str | Path | None = None,
     *,
     layout: GenerationLayout | None = None,
@@ -91,8 +91,8 @@ def open_world_model(
     On a GPU the network runs in bf16, as it was trained; on the CPU in float32.
 
     Args:
-        checkpoint: Anything `find_world_model` takes.
-        tokenizer: Anything `find_world_model` takes.
+        checkpoint: Anything `find_world_model` takes, or what it gave.
+        tokenizer: Anything `find_world_model` takes; not read where it has been asked.
         layout: How the ranks share the work; on one rank when absent.
         offload: Have the weights of each part in memory only while it works; they are read anew for each use.
 
@@ -102,7 +102,8 @@ def open_world_model(
     Raises:
         UserError: Something is missing or does not fit together, or the layout does not fit the ranks or the model.
     """
-    source, layout = find_world_model(checkpoint, tokenizer), layout or GenerationLayout()
+    source = checkpoint if isinstance(checkpoint, WorldModelSource) else find_world_model(checkpoint, tokenizer)
+    layout = layout or GenerationLayout()
     layout.check(world_size())
     with initialize(**layout.groups):
         device = current_device()

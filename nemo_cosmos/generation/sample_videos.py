@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from nemo_cosmos.generation.denoiser import VideoDenoiser
 from nemo_cosmos.generation.staged import StagedNetwork
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.tokenizer.statistics import LatentStatistics
+from nemo_cosmos.training.ema import EMA
 from nemo_cosmos.video_io import resize_frames, to_pixels
 
 
@@ -31,7 +34,8 @@ class SampleVideos(pl.Callback):
 
     Writes `samples/step=0001000.png` into the run's folder: for each sample a row of frames of the real video, and
     under it the same frames of the generated one, from its text, actions and as many given frames as training gives at
-    most. TensorBoard and Weights & Biases get the same picture where they are configured.
+    most; by the averaged weights where the run keeps them. TensorBoard and Weights & Biases get the same picture where
+    they are configured.
 
     Every rank takes part, so that collectives stay in step; the first one decodes and writes. No random state that
     training uses is touched.
@@ -99,7 +103,7 @@ class SampleVideos(pl.Callback):
             return
         network = unwrap_model(trainer.strategy.megatron_parallel[0].module)
         network.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _averaged_weights(trainer):
             rows = self._rows(trainer.datamodule.statistics, pl_module, network)
         network.train()
         if trainer.is_global_zero:
@@ -164,6 +168,11 @@ class SampleVideos(pl.Callback):
             Image.fromarray(sheet).save(aside, format="PNG")
         for logger in trainer.loggers:
             _log_picture(logger, sheet, trainer.global_step)
+
+
+def _averaged_weights(trainer: pl.Trainer) -> AbstractContextManager[None]:
+    averages = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+    return contextlib.nullcontext() if averages is None else averages.averaged_weights(trainer)
 
 
 def frame_sheet(rows: list[np.ndarray]) -> np.ndarray:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 
 
+_SAME_RATE = 0.01
+"""Share by which two rates differ that are meant to be one, such as 24 and 23.976."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
     """What all chunks of a batch of videos have in common."""
@@ -314,18 +318,13 @@ class WorldModel:
         return given, condition_mask(torch.full((shape[0],), latent.shape[2]), shape)
 
     def _text(self, *groups: list[str]) -> list[torch.Tensor]:
-        """Token states of each group of prompts, B L D on the CPU.
-
-        Those of an empty prompt are zeros, which is how text dropout trains the network.
-        """
+        """Token states of each group of prompts, B L D on the CPU."""
 
         def encode(encoder: CachedTextEncoder) -> list[torch.Tensor]:
             return [encoder.encode(prompts)[0] for prompts in groups]
 
         # One rank has the encoder in memory and hands out its states: it may be larger than the network.
-        states = on_first_rank(lambda: self.text_encoder.use(encode))
-        present = [torch.tensor([bool(prompt) for prompt in prompts]).view(-1, 1, 1) for prompts in groups]
-        return [state * there for state, there in zip(states, present, strict=True)]
+        return on_first_rank(lambda: self.text_encoder.use(encode))
 
     def _actions(self, actions: np.ndarray) -> torch.Tensor:
         return actions_per_latent_frame(
@@ -343,23 +342,41 @@ def _noise(shape: torch.Size, generators: list[torch.Generator]) -> tuple[torch.
     return noise[:, 0], noise[:, 1]
 
 
-def read_first_frames(path: Path, *, num_frames: int, height: int, width: int) -> np.ndarray:
+def read_first_frames(path: Path, *, num_frames: int, fps: float, height: int, width: int) -> np.ndarray:
     """Reads the frames to go on from: an image, or the end of a video.
+
+    Pictures of another shape are scaled to cover the size and cut at their edges; of a video of a higher rate, frames
+    are left out.
 
     Args:
         path: A png, jpg or video file.
         num_frames: How many frames are wanted from a video: its last ones.
+        fps: Frames per second of what is generated.
         height: Pixels.
         width: Pixels.
 
     Returns:
         uint8 [num_frames or 1, height, width, 3].
+
+    Raises:
+        UserError: The file cannot be read, or the video is too short or of too low a rate.
     """
     from nemo_cosmos.video_io import read_image, read_video
 
     if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         return resize_frames(read_image(path)[None], height, width)
-    frames, _ = read_video(path)
-    if len(frames) < num_frames:
-        raise user_error(str(path), f"{len(frames)} frames", f"at least {num_frames}", "Give a longer video.")
-    return resize_frames(frames[-num_frames:], height, width)
+    frames, own_fps = read_video(path)
+    step = own_fps / fps
+    if num_frames > 1 and step < 1 - _SAME_RATE:
+        raise user_error(
+            f"frames per second of {path}",
+            own_fps,
+            f"at least those generated ({fps})",
+            "Generate at its rate (--fps), or go on from one frame.",
+        )
+    step = 1.0 if abs(step - 1) < _SAME_RATE else step
+    back = np.round(np.arange(num_frames)[::-1] * step).astype(int)
+    if len(frames) <= back[0]:
+        expected = f"at least {back[0] + 1} frames for {num_frames} at {fps} a second"
+        raise user_error(str(path), f"{len(frames)} frames", expected, "Give a longer video.")
+    return resize_frames(frames[len(frames) - 1 - back], height, width)

@@ -6,11 +6,14 @@ N = query heads, G = key/value heads (of this tensor-parallel rank), H = channel
 Under context parallelism the ranks hold contiguous pieces of the sequence, or under a causal mask one chunk from its
 front and one from its end (see `tokens.py`). Self-attention exchanges heads for tokens by all-to-all (DeepSpeed
 Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n; otherwise each rank keeps its queries and
-either gathers all keys and values or passes them around (see `ring.py`). Cross-attention exchanges nothing: the text is
-the same on every rank.
+either gathers all keys and values or passes them around (see `ring.py`). Packed sequences are exchanged by heads only: a
+rank's piece begins and ends within them. Cross-attention exchanges nothing: the text is the same on every rank.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -94,8 +97,8 @@ class SDPACoreAttention(MegatronModule):
             attention_mask: Must be None; masks are told by type.
             attn_mask_type: Overrides the constructor's.
             attention_bias: Must be None.
-            packed_seq_params: Bounds of packed sequences, each of which attends to its own keys; not together with
-                context parallelism.
+            packed_seq_params: Bounds of packed sequences, each of which attends to its own keys; where context-parallel
+                ranks share the tokens, those of the whole pack.
 
         Returns:
             [s, B, N * H]; [s, N * H] where sequences are packed.
@@ -104,25 +107,32 @@ class SDPACoreAttention(MegatronModule):
             raise NotImplementedError("SDPACoreAttention takes no mask tensor and no bias")
         causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
         if packed_seq_params is not None:
-            return self._attend_packed(query, key, value, causal, packed_seq_params)
+            return self._attend_packed(query[:, None], key[:, None], value[:, None], causal, packed_seq_params)[:, 0]
         if not self.exchanges:
             return self._attend(query, key, value, causal)
         if self.cp_comm_type == "p2p":
             return ring_attention(query, key, value, self.group, causal=causal, scale=self.softmax_scale)
         if self._by_heads(query.shape[2]):
-            return self._attend_over_heads(query, key, value, causal)
+            attend = self._attend_in_order if causal else functools.partial(self._attend, causal=False)
+            return self._attend_over_heads(query, key, value, attend)
         key, value = (_GatherKeys.apply(x, self.group) for x in (key, value))
         return self._attend_chunks(query, key, value) if causal else self._attend(query, key, value, causal)
 
     def _attend_packed(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, packed: PackedSeqParams
     ) -> torch.Tensor:
-        if self.exchanges:
-            raise NotImplementedError("SDPACoreAttention takes no packed sequences with context parallelism")
         queries, keys = packed.cu_seqlens_q.diff().tolist(), packed.cu_seqlens_kv.diff().tolist()
-        sequences = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
-        # One call for each sequence: masks over all of them would spend time on what they hide.
-        return torch.cat([self._attend(q[:, None], k[:, None], v[:, None], causal)[:, 0] for q, k, v in sequences])
+
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            sequences = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
+            # One call for each sequence: masks over all of them would spend time on what they hide.
+            return torch.cat([self._attend(*sequence, causal) for sequence in sequences if len(sequence[0])])
+
+        if not self.exchanges:
+            return attend(query, key, value)
+        if not self._by_heads(query.shape[2]):
+            raise NotImplementedError("packed sequences are shared by context-parallel ranks with all-to-all only")
+        return self._attend_over_heads(query, key, value, attend)
 
     def _by_heads(self, num_heads: int) -> bool:
         divides = num_heads % self.group.size() == 0
@@ -133,22 +143,26 @@ class SDPACoreAttention(MegatronModule):
                 f"heads per rank ({num_heads}) divisible by the context-parallel size {self.group.size()}",
                 "Use 'p2p' or 'all_gather', or another layout.",
             )
-        return divides and self.cp_comm_type != "all_gather"
+        return divides and self.cp_comm_type in (None, "a2a")
 
     def _attend_over_heads(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attend: Callable[..., torch.Tensor]
     ) -> torch.Tensor:
         if key.shape[2] % self.group.size():
             repeats = query.shape[2] // key.shape[2]
             key, value = (x.repeat_interleave(repeats, dim=2) for x in (key, value))
         query, key, value = (tokens_from_heads(x, self.group) for x in (query, key, value))
-        num_ranks = self.group.size() if causal else 1
-        query, key, value = (natural_order(x, num_ranks) for x in (query, key, value))
-        out = zigzag(self._attend(query, key, value, causal), num_ranks)
+        out = attend(query, key, value)
         return rearrange(
             heads_from_tokens(rearrange(out, "S B (N H) -> S B N H", N=query.shape[2]), self.group),
             "s B N H -> s B (N H)",
         )
+
+    def _attend_in_order(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attends, under a causal mask, tokens of the whole sequence that stand in the order of the ranks."""
+        num_ranks = self.group.size()
+        query, key, value = (natural_order(x, num_ranks) for x in (query, key, value))
+        return zigzag(self._attend(query, key, value, causal=True), num_ranks)
 
     def _attend_chunks(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attends this rank's two chunks of queries each to the keys up to its own last one."""
@@ -164,7 +178,7 @@ class SDPACoreAttention(MegatronModule):
             repeats = query.shape[2] // key.shape[2]
             key, value = (x.repeat_interleave(repeats, dim=2) for x in (key, value))
         dropout = self.dropout if self.training else 0.0
-        if not causal and dropout == 0 and suits_blocks(query, key):
+        if not causal and dropout == 0 and suits_blocks(query, key, scale=self.softmax_scale):
             return blocked_attention(query, key, value, scale=self.softmax_scale).flatten(2)
         mask = None
         if causal and query.shape[0] != key.shape[0]:

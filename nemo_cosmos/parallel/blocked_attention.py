@@ -1,13 +1,14 @@
 """Attention in bfloat16 on CPUs, from large matrix products.
 
-torch's own kernel for CPUs (`scaled_dot_product_attention`) works on small tiles in bfloat16 and reaches half of what
-the processor does in a large product of that type. Here one head's scores are made for a block of queries, or on the
-way back of keys, against all others at once, so that nearly all time goes into such products; no more than a block of
-scores is ever held.
+torch's own kernel for CPUs (`scaled_dot_product_attention`) works on small tiles in bfloat16 and reaches less than half
+of what the processor does in a large product of that type. Here one head's scores are made for a block of queries, or
+on the way back of keys, against all others at once, so that nearly all time goes into such products; no more than a
+block of scores is ever held.
 
-Scores matter to the fraction of a unit, which bfloat16 has not where they are large. The forward pass multiplies
-queries and keys in float32. The backward pass knows what the scores come to: its bfloat16 product starts from minus the
-score of the keys that matter to a query, so that what is rounded there is small.
+Scores are bfloat16 too. oneDNN's product takes a bias and adds it before it rounds: minus the score that has most
+weight for a query, so that what is rounded there is small. As the norms of queries and keys bound the scores, no
+maximum need be looked for. All this adds less to the output's error than the rounding of queries and keys to bfloat16
+has made already.
 
 Letters: s = query tokens, l = key tokens, B = batch, N = heads, H = channels per head, i = a block of queries,
 j = a block of keys.
@@ -18,23 +19,31 @@ Source: Dao et al., FlashAttention, https://arxiv.org/abs/2205.14135, algorithm 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 
+from nemo_cosmos.parallel.linear import ONEDNN_LINEAR
 from nemo_cosmos.parallel.tokens import AutogradContext
 
 _MIN_SCORES = 2**19
 """Scores of a head from which on the products are large enough to be faster than torch's kernel."""
-_BLOCK_SCORES = 2**21
-"""Scores of a block: in float32 and bfloat16 they fit the last-level cache of a server's processor."""
+_BLOCK_SCORES = 2**20
+"""Scores of a block: with their gradients they stay near a core, and need no new pages of memory."""
+_LARGEST_POWER = 80.0
+"""Sums of so large powers of two, and small gradients over them, are still numbers in float32 and bfloat16."""
 
 
-def suits_blocks(query_sBNH: torch.Tensor, key_lBNH: torch.Tensor) -> bool:
-    """Whether `blocked_attention` takes these and is the faster way."""
+def suits_blocks(query_sBNH: torch.Tensor, key_lBNH: torch.Tensor, *, scale: float | None = None) -> bool:
+    """Whether `blocked_attention` takes these and is the faster way; arguments as there."""
     num_scores = query_sBNH.shape[0] * key_lBNH.shape[0]
     on_cpu_in_bf16 = query_sBNH.device.type == "cpu" and query_sBNH.dtype == torch.bfloat16
-    return on_cpu_in_bf16 and query_sBNH.shape[2] == key_lBNH.shape[2] and num_scores >= _MIN_SCORES
+    same_heads = query_sBNH.shape[2] == key_lBNH.shape[2]
+    if ONEDNN_LINEAR is None or not on_cpu_in_bf16 or not same_heads or num_scores < _MIN_SCORES:
+        return False
+    scale = query_sBNH.shape[-1] ** -0.5 if scale is None else scale
+    largest_score = scale * _norms(query_sBNH).amax().item() * _norms(key_lBNH).amax().item()
+    return largest_score * math.log2(math.e) <= _LARGEST_POWER
 
 
 def blocked_attention(
@@ -60,132 +69,97 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: AutogradContext, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        num_queries, batch_size, num_heads, _ = query.shape
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        # Of each query's scores in units of log 2: exp2 is several times faster than exp.
-        normalisers = query.new_empty(batch_size, num_heads, num_queries, dtype=torch.float32)
-        buffers = _Buffers(query, num_rows=num_queries, num_columns=len(key))
+        shift = _likely_score(query, key, scale)
+        total = torch.empty_like(shift)
         for b, n in _heads(query):
-            own_query, own_key, own_value = (x[:, b, n].contiguous() for x in (query, key, value))
-            _attend(own_query, own_key, own_value, scale, buffers, out[:, b, n], normalisers[b, n])
-        ctx.save_for_backward(query, key, value, out, normalisers)
+            powers = _Powers(query[:, b, n], key[:, b, n], shift[:, b, n], scale)
+            _attend(powers, value[:, b, n].contiguous(), out[:, b, n], total[:, b, n])
+        ctx.save_for_backward(query, key, value, out, shift, total)
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: AutogradContext, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, normalisers = ctx.saved_tensors
+        query, key, value, out, shift, total = ctx.saved_tensors
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
-        buffers = _Buffers(query, num_rows=len(key), num_columns=len(query))
         for b, n in _heads(query):
-            own_tensors = [x[:, b, n].contiguous() for x in (query, key, value, out, grad_out)]
-            head = _Head._make([*own_tensors, normalisers[b, n]])
+            powers = _Powers(query[:, b, n], key[:, b, n], shift[:, b, n], ctx.scale)
+            grad_sH = (grad_out[:, b, n].float() / total[:, b, n, None]).bfloat16()
+            mean_s = (grad_sH.float() * out[:, b, n].float()).sum(dim=1)
             own = [grad[:, b, n] for grad in grads]
-            _attend_backward(head, ctx.scale, buffers, grad_query_sH=own[0], grad_key_lH=own[1], grad_value_lH=own[2])
+            _attend_backward(powers, value[:, b, n].contiguous(), grad_sH, mean_s, own)
         return *grads, None
 
 
-def _heads(query: torch.Tensor) -> list[tuple[int, int]]:
-    return [(b, n) for b in range(query.shape[1]) for n in range(query.shape[2])]
+def _heads(query: torch.Tensor) -> Iterator[tuple[int, int]]:
+    return ((b, n) for b in range(query.shape[1]) for n in range(query.shape[2]))
 
 
-class _Buffers:
-    """Memory for a block of scores, made once: new pages of that size cost as much as the work on them."""
-
-    def __init__(self, like: torch.Tensor, *, num_rows: int, num_columns: int) -> None:
-        self.num_rows = min(num_rows, max(_BLOCK_SCORES // num_columns, 64))
-        shape = (self.num_rows, num_columns)
-        self.exact, self.exact_2 = (like.new_empty(shape, dtype=torch.float32) for _ in range(2))
-        self.rounded = like.new_empty(shape)
+def _norms(x_sBNH: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(x_sBNH.detach(), dim=-1, dtype=torch.float32)
 
 
-def _attend(
-    query_sH: torch.Tensor,
-    key_lH: torch.Tensor,
-    value_lH: torch.Tensor,
-    scale: float,
-    buffers: _Buffers,
-    out_sH: torch.Tensor,
-    normaliser_s: torch.Tensor,
-) -> None:
-    """Fills `out_sH` and `normaliser_s`, log2 of the sum of exp(scores)."""
-    queries, keys_T = query_sH.float() * (scale * math.log2(math.e)), key_lH.float().t()
-    for start in range(0, len(queries), buffers.num_rows):
-        block = slice(start, start + buffers.num_rows)
-        size = len(queries[block])
-        scores_il = torch.mm(queries[block], keys_T, out=buffers.exact[:size])
-        highest_i1 = scores_il.amax(dim=1, keepdim=True)
-        powers_il = scores_il.sub_(highest_i1).exp2_()
-        total_i1 = powers_il.sum(dim=1, keepdim=True)
-        probabilities_il = buffers.rounded[:size].copy_(powers_il.div_(total_i1))
-        out_sH[block] = torch.mm(probabilities_il, value_lH)
-        normaliser_s[block] = (highest_i1 + total_i1.log2())[:, 0]
+def _likely_score(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    """About the mean score under each query's attention, in units of log 2; float32 [s, B, N].
+
+    Were scores normal around 0 with deviation d, that would be d^2 log 2, but not more than the largest of l of them. A
+    bad guess costs exactness only.
+    """
+    query_norms, key_norms = _norms(query) * (scale * math.log2(math.e)), _norms(key)
+    spread = query_norms * key_norms.square().mean(dim=0).div(key.shape[-1]).sqrt()
+    likely = spread * (spread * math.log(2)).clamp(max=math.sqrt(2 * math.log(len(key))))
+    return likely.clamp(max=_LARGEST_POWER - query_norms.amax() * key_norms.amax())
 
 
-class _Head(NamedTuple):
-    """What the forward pass of one head read and gave, and the gradient of its output."""
+class _Powers:
+    """2^(score - shift) of one head, with scores in units of log 2: the probabilities but for the sum."""
 
-    query_sH: torch.Tensor
-    key_lH: torch.Tensor
-    value_lH: torch.Tensor
-    out_sH: torch.Tensor
-    grad_out_sH: torch.Tensor
-    normaliser_s: torch.Tensor
+    def __init__(self, query_sH: torch.Tensor, key_lH: torch.Tensor, shift_s: torch.Tensor, scale: float) -> None:
+        self.query_sH, self.key_lH = query_sH.contiguous(), key_lH.contiguous()
+        self.scale = scale
+        self._to_log2_sH = self.query_sH * (scale * math.log2(math.e))
+        self._minus_shift_s = -shift_s
+
+    def of(self, keys: slice, queries: slice) -> torch.Tensor:
+        """[j, i]: queries run along the row, for a bias is a row."""
+        scores_ji = _product(self.key_lH[keys], self._to_log2_sH[queries], self._minus_shift_s[queries])
+        return scores_ji.exp2_()
+
+
+def _product(left_jH: torch.Tensor, right_iH: torch.Tensor, bias_i: torch.Tensor) -> torch.Tensor:
+    return ONEDNN_LINEAR(left_jH, right_iH, bias_i, "none", [], "")
+
+
+def _blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
+    size = max(_BLOCK_SCORES // num_columns, 64)
+    return (slice(start, start + size) for start in range(0, num_rows, size))
+
+
+def _attend(powers: _Powers, value_lH: torch.Tensor, out_sH: torch.Tensor, total_s: torch.Tensor) -> None:
+    """Fills `out_sH` and `total_s`, the sums of the powers."""
+    for queries in _blocks(len(out_sH), len(value_lH)):
+        powers_li = powers.of(slice(None), queries)
+        total_s[queries] = torch.sum(powers_li, dim=0, dtype=torch.float32)
+        powers_li.mul_(total_s[queries].reciprocal())
+        out_sH[queries] = torch.mm(powers_li.t(), value_lH)
 
 
 def _attend_backward(
-    head: _Head,
-    scale: float,
-    buffers: _Buffers,
-    *,
-    grad_query_sH: torch.Tensor,
-    grad_key_lH: torch.Tensor,
-    grad_value_lH: torch.Tensor,
+    powers: _Powers,
+    value_lH: torch.Tensor,
+    grad_sH: torch.Tensor,
+    mean_s: torch.Tensor,
+    grads: list[torch.Tensor],
 ) -> None:
-    """Fills the three gradients."""
-    query_sH, key_lH, value_lH, out_sH, grad_out_sH, normaliser_s = head
-    to_log2 = scale * math.log2(math.e)
-    normaliser_s = normaliser_s / to_log2
-    minus_normaliser = _Shift(-normaliser_s, -_score_that_matters(query_sH, key_lH, normaliser_s, scale))
-    mean_s = (grad_out_sH.float() * out_sH.float()).sum(dim=1)
-    minus_mean = _Shift(-mean_s, -mean_s)
-    grad_query = torch.zeros_like(query_sH, dtype=torch.float32)
-    for start in range(0, len(key_lH), buffers.num_rows):
-        block = slice(start, start + buffers.num_rows)
-        keys, values = key_lH[block], value_lH[block]
-        exact, exact_2, rounded = (x[: len(keys)] for x in (buffers.exact, buffers.exact_2, buffers.rounded))
-        probabilities_js = minus_normaliser.plus_product(keys, query_sH, rounded, exact).mul_(to_log2).exp2_()
-        grad_value_lH[block] = torch.mm(rounded.copy_(probabilities_js), grad_out_sH)
-        grad_scores_js = minus_mean.plus_product(values, grad_out_sH, rounded, exact_2).mul_(probabilities_js)
-        rounded.copy_(grad_scores_js.mul_(scale))
-        grad_key_lH[block] = torch.mm(rounded, query_sH)
-        grad_query += torch.mm(rounded.t(), keys).float()
+    """Fills the gradients of query, key and value; `grad_sH` is the output's over the sums, `mean_s` its mean."""
+    grad_query_sH, grad_key_lH, grad_value_lH = grads
+    scaled_query_sH, scaled_key_lH = powers.query_sH * powers.scale, powers.key_lH * powers.scale
+    grad_query = torch.zeros_like(grad_sH, dtype=torch.float32)
+    for keys in _blocks(len(value_lH), len(grad_sH)):
+        powers_js = powers.of(keys, slice(None))
+        grad_value_lH[keys] = torch.mm(powers_js, grad_sH)
+        grad_scores_js = _product(value_lH[keys], grad_sH, -mean_s).mul_(powers_js)
+        grad_key_lH[keys] = torch.mm(grad_scores_js, scaled_query_sH)
+        grad_query += torch.mm(grad_scores_js.t(), scaled_key_lH[keys])
     grad_query_sH.copy_(grad_query)
-
-
-def _score_that_matters(
-    query_sH: torch.Tensor, key_lH: torch.Tensor, normaliser_s: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """About the mean score under the attention itself, before scaling; [s].
-
-    Were scores normal with mean m and variance v, the normaliser would be m + v / 2 + log l and the wanted mean m + v.
-    Where few keys have all the weight, that is too much, and their score the normaliser. A bad guess costs exactness
-    only.
-    """
-    mean_s = query_sH.float() @ key_lH.float().mean(dim=0)
-    return torch.minimum(2 * (normaliser_s - math.log(len(key_lH)) / scale) - mean_s, normaliser_s)
-
-
-class _Shift:
-    """A row that is added to a product: first a bfloat16 near it, before the product is rounded, then the rest."""
-
-    def __init__(self, row_s: torch.Tensor, near_s: torch.Tensor) -> None:
-        self._near_s = near_s.bfloat16()
-        self._rest_s = row_s - self._near_s.float()
-
-    def plus_product(
-        self, left_jH: torch.Tensor, right_sH: torch.Tensor, rounded_js: torch.Tensor, exact_js: torch.Tensor
-    ) -> torch.Tensor:
-        """Puts row plus `left @ right.T` into `exact_js`, by way of `rounded_js`."""
-        torch.addmm(self._near_s, left_jH, right_sH.t(), out=rounded_js)
-        return exact_js.copy_(rounded_js).add_(self._rest_s)

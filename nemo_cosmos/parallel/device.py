@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,18 @@ def current_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def on_device(numbers: Sequence[float] | torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Makes a tensor of numbers that the host knows; it waits for nothing that the device still has to do.
+
+    Args:
+        numbers: A list, or a tensor on the CPU.
+        device: Where to.
+        dtype: Of the result.
+    """
+    made = torch.as_tensor(numbers, dtype=dtype)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
 
 def fast_precision() -> Literal["bf16-mixed", "32"]:

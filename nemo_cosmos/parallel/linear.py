@@ -18,13 +18,13 @@ from nemo_cosmos.parallel.tokens import AutogradContext
 _MIN_ROWS = 256
 """Fewer rows of input do not pay for oneDNN's own packing of the weight."""
 # What `torch.compile` calls for a linear layer on CPUs; there is no public function for it.
-_ONEDNN_LINEAR: Any = (
+ONEDNN_LINEAR: Any = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
 
-if _ONEDNN_LINEAR is not None:
+if ONEDNN_LINEAR is not None:
 
-    @register_flop_formula(_ONEDNN_LINEAR)
+    @register_flop_formula(ONEDNN_LINEAR)
     def _count_flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:  # noqa: ANN401 - as torch calls it
         """What torch's own counter, which the throughput's test and the benchmark ask, does not know."""
         return 2 * math.prod(x_shape) * weight_shape[0]
@@ -60,7 +60,7 @@ def _suits(
     """Whether the layer is a plain product, which exchanges nothing between ranks, and gains by oneDNN."""
     is_plain = bias is None and not allreduce_dgrad and not sequence_parallel
     on_cpu_in_fp32 = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    return _ONEDNN_LINEAR is not None and is_plain and on_cpu_in_fp32 and x.numel() >= _MIN_ROWS * x.shape[-1]
+    return ONEDNN_LINEAR is not None and is_plain and on_cpu_in_fp32 and x.numel() >= _MIN_ROWS * x.shape[-1]
 
 
 class _Linear(torch.autograd.Function):
@@ -79,4 +79,4 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return _ONEDNN_LINEAR(x, weight, None, "none", [], "")
+    return ONEDNN_LINEAR(x, weight, None, "none", [], "")

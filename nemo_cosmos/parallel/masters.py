@@ -42,12 +42,24 @@ class MasterShard:
         """
         if self.group is None or self.group.size() == 1:
             return piece.reshape(self.shape).cpu()
+        whole = self._padded(piece)
+        dist.reduce(whole, group_dst=0, group=self.group)
+        return whole.view(self.shape).cpu() if self.group.rank() == 0 else None
+
+    def gather(self, piece: torch.Tensor) -> torch.Tensor:
+        """As `join`, but every rank gets the whole, on its device."""
+        if self.group is None or self.group.size() == 1:
+            return piece.reshape(self.shape)
+        whole = self._padded(piece)
+        dist.all_reduce(whole, group=self.group)
+        return whole.view(self.shape)
+
+    def _padded(self, piece: torch.Tensor) -> torch.Tensor:
+        """The whole with zeros for what other ranks have: the sum over the ranks puts it together."""
         # On the device that collectives work on, wherever the optimizer keeps its masters.
         whole = torch.zeros(self.shape.numel(), dtype=piece.dtype, device=current_device())
         self.cut(whole).copy_(piece)
-        # A sum of which all terms but one are zero.
-        dist.reduce(whole, group_dst=0, group=self.group)
-        return whole.view(self.shape).cpu() if self.group.rank() == 0 else None
+        return whole
 
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
         """This rank's piece of a whole parameter, flat; a view where that is contiguous."""

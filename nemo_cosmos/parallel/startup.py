@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 from collections.abc import Iterator
+from multiprocessing.managers import BaseProxy
 from typing import Literal
 
 import torch
@@ -17,6 +18,9 @@ from nemo_cosmos.parallel.device import current_device
 
 _STAGE_STRIDE = 100
 """Distance between the seeds of two pipeline stages."""
+
+_ended_groups: list[dist.ProcessGroup] = []
+"""Megatron's, of layouts that have ended; still open."""
 
 
 @contextlib.contextmanager
@@ -49,7 +53,7 @@ def initialize(
         save_checkpoints_in_process()
         if not dist.is_initialized():
             _start_processes()
-            stack.callback(dist.destroy_process_group)
+            stack.callback(_disconnect)
         if parallel_state.model_parallel_is_initialized():
             _check_open_groups(tensor=tensor, pipeline=pipeline, context=context)
         else:
@@ -59,7 +63,8 @@ def initialize(
                 virtual_pipeline_model_parallel_size=virtual_pipeline,
                 context_parallel_size=context,
             )
-            stack.callback(parallel_state.destroy_model_parallel)
+            stack.callback(end_model_parallel)
+            close_ended_groups()
         seed_ranks(seed)
         yield device
 
@@ -68,7 +73,7 @@ def shutdown() -> None:
     """Ends whatever groups are open in this process, a trainer's too. Does nothing where none are."""
     end_model_parallel()
     if dist.is_initialized():
-        dist.destroy_process_group()
+        _disconnect()
 
 
 def end_model_parallel() -> None:
@@ -76,7 +81,22 @@ def end_model_parallel() -> None:
     from megatron.core import parallel_state
 
     if parallel_state.model_parallel_is_initialized():
+        # Megatron forgets its groups without closing them. That waits, for others may not have got everything yet.
+        _ended_groups.extend(group for group in parallel_state._global_process_group_list or () if group is not None)
         parallel_state.destroy_model_parallel()
+
+
+def close_ended_groups() -> None:
+    """Frees the threads and sockets of groups that have ended. Call it once new ones are open: all ranks are here."""
+    for group in _ended_groups:
+        with contextlib.suppress(ValueError):  # closed, by whoever disconnected the processes meanwhile
+            dist.destroy_process_group(group)
+    _ended_groups.clear()
+
+
+def _disconnect() -> None:
+    dist.destroy_process_group()
+    _ended_groups.clear()
 
 
 def seed_ranks(seed: int, *, te_rng_tracker: bool = False) -> None:
@@ -110,6 +130,22 @@ def save_checkpoints_in_process() -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     filesystem_async._results_queue = queue.Queue()  # noqa: SLF001 - Megatron's own cache of that queue
+
+
+def save_next_checkpoint_apart() -> None:
+    """Gives the next background save a queue of its own for its results.
+
+    Megatron hands over those of all saves through one queue: where two run at once, it would take the one's for the
+    other's.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    former = filesystem_async._results_queue  # noqa: SLF001 - Megatron's own cache of that queue
+    if isinstance(former, BaseProxy):
+        manager = former._manager  # type: ignore[attr-defined]  # noqa: SLF001 - one process serves all queues
+        filesystem_async._results_queue = manager.Queue()  # noqa: SLF001
+    else:  # none yet, or that of saves in this process
+        filesystem_async._results_queue = None  # noqa: SLF001 - then Megatron makes one
 
 
 def accelerator() -> Literal["cpu", "gpu"]:

@@ -17,12 +17,14 @@ from nemo.lightning.pytorch.optim import OptimizerModule
 
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import find_checkpoint
+from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.stored_weights import is_nemo
 from nemo_cosmos.tokenizer.load import is_tokenizer
 from nemo_cosmos.training import api
 from nemo_cosmos.training.card import CARD
-from nemo_cosmos.training.checkpoint import finished_checkpoints
+from nemo_cosmos.training.checkpoint import CosmosAutoResume, finished_checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def finetune(
         trainer: As for `nemo_cosmos.training.api.finetune`, and so all others that are not told here.
         log: Where to write.
         optim: Optimizer and schedule.
-        base: See `find_base`.
+        base: See `find_base`; an interrupted run goes on without it.
         resume: Where to go on.
         may_lack: Prefixes of weights that a base's checkpoint may lack.
 
@@ -92,7 +94,15 @@ def finetune(
     Raises:
         UserError: There is no such base, or it does not fit the model or the data.
     """
-    found = find_base(base)
+    may_go_on = isinstance(resume, CosmosAutoResume) and log.explicit_log_dir is not None
+    resumed = resume.checkpoint_in(log.explicit_log_dir) if may_go_on else None
+    if resumed is not None:
+        # Its checkpoint has all that the base gave: weights, latent statistics and the base's name.
+        found = Base(weights=resumed, card=resumed / CARD)
+        parent = CheckpointCard.from_dict(read_json(found.card)).parent
+    else:
+        found = find_base(base)
+        parent = str(found.weights)
     if not found.is_checkpoint and not _takes(model, "init_from"):
         raise user_error("base", base, "a checkpoint or a run's folder", "This model starts from no other file.")
     # A file is read while the model is built; Megatron reads a checkpoint once the optimizer stands.
@@ -103,7 +113,7 @@ def finetune(
         log=log,
         optim=optim,
         resume=resume,
-        base=found.weights if found.is_checkpoint else None,
+        base=parent if found.is_checkpoint else None,
         may_lack=may_lack,
     )
 

@@ -55,7 +55,7 @@ def generate(
         checkpoint: A NeMo checkpoint folder, a diffusers pipeline folder, or the name of embedded weights.
         tokenizer: A tokenizer folder, or the name of embedded weights; a pipeline's own, else `tokenizer_tiny`, when
             absent.
-        first_frame: Picture, or video whose last frames are gone on from (Video2World).
+        first_frame: Picture, or video whose last frames are gone on from (Video2World); see `read_first_frames`.
         num_first_frames: Frames taken from a video.
         actions: JSON list of rows, or .npy, [num_frames-1, 7], for action-conditioned models.
         sampling: Sizes, steps and seed; what it leaves out takes the model's own value.
@@ -72,7 +72,8 @@ def generate(
         UserError: A guard objects, or the input does not fit the model.
     """
     guards, layout = guards or GuardConfig(), layout or GenerationLayout()
-    sampling = find_world_model(checkpoint, tokenizer).complete(sampling)
+    source = find_world_model(checkpoint, tokenizer)
+    sampling = source.complete(sampling)
     if sampling.height % 2 or sampling.width % 2:
         got = (sampling.height, sampling.width)
         raise user_error("height, width", got, "even numbers, which mp4 files have", "Add or take one.")
@@ -80,12 +81,12 @@ def generate(
     first = None
     if first_frame is not None:
         size = {"height": sampling.height, "width": sampling.width}
-        first = read_first_frames(Path(first_frame), num_frames=num_first_frames, **size)
+        first = read_first_frames(Path(first_frame), num_frames=num_first_frames, fps=sampling.fps, **size)
     layout.check(world_size())
     with initialize(**layout.groups):
         verdicts = on_first_rank(lambda: check_prompt(prompt, guards))
         frames = _frames(
-            open_world_model(checkpoint, tokenizer, layout=layout, offload=offload),
+            open_world_model(source, layout=layout, offload=offload),
             prompt,
             sampling,
             first=first,
@@ -95,17 +96,14 @@ def generate(
         record = GeneratedVideo(
             path=str(output),
             prompt=prompt,
-            seed=sampling.seed,
-            fps=sampling.fps,
-            num_frames=len(frames),
-            height=frames.shape[1],
-            width=frames.shape[2],
+            negative_prompt=negative_prompt,
             checkpoint=checkpoint,
-            num_steps=sampling.num_steps,
-            guidance=sampling.guidance,
-            sampler=sampling.sampler,
+            tokenizer=tokenizer,
+            first_frame=None if first_frame is None else str(first_frame),
+            num_first_frames=num_first_frames,
             conditions=Conditions(actions=None if rows is None else rows.tolist()),
             guard={verdict.guard: verdict.to_dict() for verdict in verdicts},
+            **dataclasses.asdict(sampling),
         )
         return on_first_rank(lambda: _guard_and_write(record, frames, guards))
 

@@ -135,29 +135,34 @@ class CachedTextEncoder:
     def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes prompts as `TextEncoder.encode` does, each by itself, so that it gives the same bits in any company.
 
+        An empty prompt is no text: zeros in place of the empty sentence's states. So text dropout trains the network,
+        and so clips without a caption are trained on and videos without a prompt generated.
+
         Raises:
             UserError: The weights are not there, or the cache cannot be written.
         """
         import torch
 
-        found = self._found(prompts)
-        if len(found) < len(set(prompts)):
+        texts = {prompt for prompt in prompts if prompt}
+        found = self._found(texts)
+        if len(found) < len(texts):
             # Held for all prompts: processes that want the same ones shall not take turns and load a model each.
             with self._cache.held():
-                found = self._found(prompts)
-                for prompt in set(prompts) - found.keys():
+                found = self._found(texts)
+                for prompt in texts - found.keys():
                     found[prompt] = self._encode(prompt)
                     self._cache.write(prompt, found[prompt])
         states = torch.zeros(len(prompts), self.config.max_length, self.config.dim)
         mask = torch.zeros(len(prompts), self.config.max_length, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            states[row, : len(found[prompt])] = found[prompt]
-            mask[row, : len(found[prompt])] = True
+            if prompt:
+                states[row, : len(found[prompt])] = found[prompt]
+                mask[row, : len(found[prompt])] = True
         return states, mask
 
-    def _found(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def _found(self, prompts: set[str]) -> dict[str, torch.Tensor]:
         """The states, without padding, of those prompts that the cache has."""
-        read = {prompt: self._cache.read(prompt) for prompt in set(prompts)}
+        read = {prompt: self._cache.read(prompt) for prompt in prompts}
         return {prompt: states for prompt, states in read.items() if states is not None}
 
     def _encode(self, prompt: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.tokenizer import state_dict as names
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, fingerprint
 from nemo_cosmos.tokenizer.statistics import LatentStatistics
 
 DIFFUSERS_CLASS = "AutoencoderKLCosmos"
@@ -138,10 +138,28 @@ def from_diffusers(folder: str | Path, *, dtype: torch.dtype = torch.float32) ->
     Raises:
         UserError: A file is missing or broken, or holds another architecture.
     """
-    folder = Path(folder)
+    config, tensors = _read_diffusers(Path(folder))
+    return weights.build(config, tensors, dtype=dtype)
+
+
+def fingerprint_of_diffusers(folder: str | Path) -> str:
+    """Returns the fingerprint of the tokenizer that `from_diffusers` would give, without building it.
+
+    Args:
+        folder: As for `from_diffusers`.
+
+    Raises:
+        UserError: As for `from_diffusers`.
+    """
+    config, tensors = _read_diffusers(Path(folder))
+    weights.check(config, tensors)
+    return fingerprint(config, tensors)
+
+
+def _read_diffusers(folder: Path) -> tuple[TokenizerConfig, dict[str, Tensor]]:
+    """The architecture, and the weights under our names."""
     config = config_of_diffusers(read_json(folder / "config.json"))
-    theirs = read_diffusers_weights(folder)
-    return weights.build(config, names.from_diffusers_names(theirs, config), dtype=dtype)
+    return config, names.from_diffusers_names(read_diffusers_weights(folder), config)
 
 
 def is_diffusers(folder: Path) -> bool:

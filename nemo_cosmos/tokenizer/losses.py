@@ -15,12 +15,13 @@ from torch import Tensor
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.tokenizer.config import TokenizerConfig
-from nemo_cosmos.tokenizer.perceptual import PerceptualDistance, VggPerceptual
+from nemo_cosmos.tokenizer.perceptual import PerceptualDistance, VggPerceptual, drawn_frames
 
 FlowEstimator = Callable[[Tensor, Tensor], Tensor]
 """(frames, next frames), both [N, C, H, W] in [-1, 1] -> motion in pixels [N, 2, H, W], x before y; differentiable."""
 
 _PIXEL_RANGE = 2.0
+_SSIM_FRAMES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ class LossConfig:
     """Of the difference of the perceptual features' Gram matrices; published: 0.062 from step 500,000 on."""
     flow_weight: Weight = 0.0
     """Of the difference of optical flow, in pixels; published: 0.01 from step 250,000 on."""
+    ssim_weight: Weight = 0.0
+    """Of 1 - SSIM; not in the published losses. It holds the structure of pictures that hardly move, which L1 blurs."""
     consistency_weight: Weight = 0.0
     """Of the disagreement of overlapping windows; published: 0.01 from step 250,000 on, but off. While it is positive
     videos are coded in windows that know nothing of each other, and their mean is the reconstruction."""
@@ -118,7 +121,7 @@ class ReconstructionLoss:
     """What is minimised."""
     parts: dict[str, Tensor]
     """Detached and not weighted: `l1` and `mse` (of the reconstruction clamped to [-1, 1]) always, and of
-    `perceptual`, `gram`, `flow` and `consistency` those that have weight in this step."""
+    `perceptual`, `gram`, `flow`, `ssim` and `consistency` those that have weight in this step."""
 
 
 def check_measures(config: LossConfig, perceptual: PerceptualDistance | None, flow: FlowEstimator | None) -> None:
@@ -194,7 +197,8 @@ def reconstruction_loss(
     error_BCTHW = reconstruction_BCTHW.float() - video_BCTHW.float()
     terms = {"l1": error_BCTHW.abs().mean()}
     weights = {
-        name: weight_at(getattr(config, f"{name}_weight"), step) for name in ("l1", "perceptual", "gram", "flow")
+        name: weight_at(getattr(config, f"{name}_weight"), step)
+        for name in ("l1", "perceptual", "gram", "flow", "ssim")
     }
     if weights["gram"] > 0:
         assert isinstance(perceptual, VggPerceptual)
@@ -205,6 +209,8 @@ def reconstruction_loss(
     if weights["flow"] > 0 and video_BCTHW.shape[2] > 1:
         assert flow is not None
         terms["flow"] = flow_difference(reconstruction_BCTHW, video_BCTHW, flow, scale=config.flow_scale)
+    if weights["ssim"] > 0:
+        terms["ssim"] = structural_difference(reconstruction_BCTHW, video_BCTHW)
     if windows_BNCTHW is not None:
         weights["consistency"] = weight_at(config.consistency_weight, step)
         terms["consistency"] = window_disagreement(windows_BNCTHW, stride=config.consistency_stride)
@@ -212,6 +218,26 @@ def reconstruction_loss(
     with torch.no_grad():
         terms["mse"] = (reconstruction_BCTHW.float().clamp(-1, 1) - video_BCTHW.float()).square().mean()
     return ReconstructionLoss(total=total, parts={name: term.detach() for name, term in terms.items()})
+
+
+def structural_difference(reconstruction_BCTHW: Tensor, video_BCTHW: Tensor) -> Tensor:
+    """1 - SSIM, with Gaussian windows of sigma 1.5, of a few frames that are drawn anew in each step.
+
+    Args:
+        reconstruction_BCTHW: Float [B, C, T, H, W] in [-1, 1], H and W at least 11.
+        video_BCTHW: The same shape, in [-1, 1].
+
+    Source: Wang et al. 2004, "Image quality assessment", section III-B.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    drawn = drawn_frames(video_BCTHW.shape[2], _SSIM_FRAMES).to(video_BCTHW.device)
+    # In [0, 1], for SSIM also compares the means of windows, which must not be negative.
+    pictures = (
+        rearrange(video[:, :, drawn].float() / _PIXEL_RANGE + 0.5, "B C T H W -> (B T) C H W")
+        for video in (reconstruction_BCTHW, video_BCTHW)
+    )
+    return 1 - structural_similarity_index_measure(*pictures, data_range=1.0)
 
 
 def flow_difference(

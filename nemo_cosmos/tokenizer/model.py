@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +80,24 @@ class Tokenizer(nn.Module):
         Weights count by name and by their values in float32 (exact for bf16 and fp16), little-endian and contiguous,
         so the fingerprint depends neither on the device, nor on the memory layout, nor on a lossless change of dtype.
         """
-        digest = hashlib.sha256(json.dumps(self.tokenizer_config.to_dict(), sort_keys=True).encode())
-        for name, weight in sorted(self.state_dict().items()):
-            if not name.startswith(LATENT_MAKERS):
-                continue
-            values = weight.detach().to("cpu", torch.float32).contiguous().numpy()
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(values.astype("<f4").tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.tokenizer_config, self.state_dict())
+
+
+def fingerprint(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
+    """Returns what `Tokenizer.fingerprint` gives, without a model.
+
+    Args:
+        config: The architecture.
+        tensors: Every weight, by our name.
+    """
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for name, weight in sorted(tensors.items()):
+        if not name.startswith(LATENT_MAKERS):
+            continue
+        values = weight.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(values.astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 class CausalVideoTokenizer(Tokenizer):

@@ -151,6 +151,10 @@ def _fit(
     if trainer.ckpt_path is not None and steps_made(trainer.ckpt_path) >= trainer.max_steps > 0:
         logging.info(f"{directory}: all {trainer.max_steps} steps are made, nothing is left to do.")
         return directory
+    if trainer.ckpt_path is not None:
+        for holder in (model, model.config):  # the checkpoint has all weights, and the file may be gone
+            if getattr(holder, "init_from", None) is not None:
+                holder.init_from = None
     # Before the checkpoint callback, which may end the last batch by saving what these have noted.
     trainer.callbacks[:0] = [MetricsWriter(directory), Progress(), *callbacks]
     optim.connect(model)

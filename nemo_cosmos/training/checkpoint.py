@@ -106,10 +106,19 @@ class CosmosAutoResume(nl.AutoResume):
     NeMo's own resumes from `*-last` only, and stops with an error when that one is half-written.
     """
 
-    def _find_trainer_ckpt_path(self) -> Path | None:
-        directory = self.resume_from_directory or Path(AppState().log_dir) / "checkpoints"
-        found = finished_checkpoints(directory)
+    def checkpoint_in(self, run: str | Path) -> Path | None:
+        """Finds the checkpoint that a run goes on from; None where it starts.
+
+        Args:
+            run: The run's folder.
+        """
+        if self.resume_from_path is not None:
+            return Path(self.resume_from_path)
+        found = finished_checkpoints(self.resume_from_directory or Path(run) / "checkpoints")
         return found[-1] if found else None
+
+    def _find_trainer_ckpt_path(self) -> Path | None:
+        return self.checkpoint_in(AppState().log_dir)
 
 
 @dataclass

@@ -55,10 +55,10 @@ def default_trainer(
         sp: Sequence parallelism inside the tensor-parallel group.
         fsdp: `pytorch` shards weights and gradients too over the data- and context-parallel ranks, which else share
             Adam's states alone.
-        seed: Of weights and dropout.
+        seed: Base of the random states; see `CosmosMegatronStrategy`.
         val_every: Steps between validations; None validates never.
         val_batches: Global batches per validation.
-        async_save: Write checkpoints in the background; not together with an average of the weights.
+        async_save: Write checkpoints in the background.
         precision: `bf16-mixed` keeps float32 masters of bf16 weights; None takes it on GPU, and `32` on CPU.
         ema_decay: Keep an average of the weights with this decay; see `EMA`.
         ema_power: Or with this power.
@@ -68,13 +68,10 @@ def default_trainer(
         The trainer; checkpoints and logs are added by `default_log`.
 
     Raises:
-        UserError: Arguments exclude each other.
+        UserError: A value is out of range, or arguments exclude each other.
     """
     on_gpu = accelerator() == "gpu"
     averages = [] if ema_decay is None and ema_power is None else [EMA(decay=ema_decay, power=ema_power)]
-    if averages and async_save:
-        # Weights and average would be written at once, and Megatron has one queue for the results of both.
-        raise user_error("async_save", True, "False with ema_decay or ema_power", "Leave one of them out.")
     strategy = CosmosMegatronStrategy(
         seed=seed,
         tensor_model_parallel_size=tp,
@@ -98,7 +95,7 @@ def default_trainer(
         max_steps=max_steps,
         strategy=strategy,
         plugins=nl.MegatronMixedPrecision(precision=precision or ("bf16-mixed" if on_gpu else "32")),
-        callbacks=[*(callbacks or []), *averages],
+        callbacks=[*averages, *(callbacks or [])],  # averages first: what shows them wants the step's own
         val_check_interval=val_every,
         check_val_every_n_epoch=None,
         limit_val_batches=val_batches if val_every else 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ import lightning.pytorch as pl
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.distributed import DistributedDataParallel
 from nemo.utils.model_utils import unwrap_model
 
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.parallel.masters import MasterShard, master_shards
+from nemo_cosmos.parallel.startup import save_next_checkpoint_apart
 from nemo_cosmos.parallel.stored_weights import EMA as EMA_FOLDER
 from nemo_cosmos.parallel.stored_weights import PREFIX
 
@@ -71,15 +74,46 @@ class EMA(pl.Callback):
         for parameter, average in self._shadow.items():
             average.lerp_(self._shards[parameter].values.float(), 1 - decay)
 
+    @contextlib.contextmanager
+    def averaged_weights(self, trainer: pl.Trainer) -> Iterator[None]:
+        """While open, the model computes with the averages; every rank must open it.
+
+        Then its weights are again what they were, bit for bit; optimizer and averages are left alone.
+        """
+        for chunk in trainer.strategy.megatron_parallel:
+            ddp = chunk.module
+            if isinstance(ddp, DistributedDataParallel) and ddp.ddp_config.overlap_param_gather:
+                ddp.start_param_sync(force_sync=True)  # else weights still under way would arrive over the averages
+        weights = {parameter: parameter.detach().clone() for parameter in self._shadow}
+        try:
+            with torch.no_grad():
+                for parameter, average in self._shadow.items():
+                    parameter.copy_(self._shards[parameter].gather(average))
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, weight in weights.items():
+                    parameter.copy_(weight)
+
     @torch.no_grad()
     def write_beside_checkpoint(self, trainer: pl.Trainer, directory: Path) -> None:
-        """Saves the average; called by the strategy while the checkpoint still counts as unfinished."""
+        """Saves the average, in the background where the trainer saves so.
+
+        Called by the strategy before it saves the weights, by whose end the checkpoint counts as finished.
+        """
         folder = directory / EMA_FOLDER
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
         trainer.strategy.barrier()
         joined = {parameter: self._shards[parameter].join(average) for parameter, average in self._shadow.items()}
-        dist_checkpointing.save({name: entry for name, entry, _ in self._described(trainer, joined)}, str(folder))
+        described = {name: entry for name, entry, _ in self._described(trainer, joined)}
+        if not trainer.strategy.async_save:
+            dist_checkpointing.save(described, str(folder))
+            return
+        save_next_checkpoint_apart()
+        request = dist_checkpointing.save(described, str(folder), async_sharded_save=True)
+        # The queue ends saves in the order in which they were begun.
+        trainer.strategy.checkpoint_io.async_calls_queue.schedule_async_request(request)
 
     @torch.no_grad()
     def _restore(self, trainer: pl.Trainer, folder: Path) -> None:

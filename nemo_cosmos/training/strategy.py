@@ -24,7 +24,14 @@ from torch import nn
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel import cpu
 from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, write_as_distributed_optimizer
-from nemo_cosmos.parallel.startup import check_layout, end_model_parallel, save_checkpoints_in_process, seed_ranks
+from nemo_cosmos.parallel.startup import (
+    check_layout,
+    close_ended_groups,
+    end_model_parallel,
+    save_checkpoints_in_process,
+    save_next_checkpoint_apart,
+    seed_ranks,
+)
 
 
 @contextlib.contextmanager
@@ -139,6 +146,7 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         end_model_parallel()
         super().setup_distributed()
         init_model_parallel(self.model)
+        close_ended_groups()
         if self.fsdp is not None:
             if not hasattr(self.lightning_module, "check_fsdp"):
                 name = type(self.lightning_module).__name__
@@ -202,11 +210,13 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         filepath: str | Path,
         storage_options: Any = None,  # noqa: ANN401 - as Lightning's
     ) -> None:
-        """Writes the distributed checkpoint, and what callbacks put beside it."""
-        super().save_checkpoint(checkpoint, filepath, storage_options)
+        """Writes what callbacks put beside the distributed checkpoint, and that one, whose end makes it count."""
         for callback in self.trainer.callbacks:
             if hasattr(callback, "write_beside_checkpoint"):
                 callback.write_beside_checkpoint(self.trainer, ckpt_to_dir(filepath))
+        if self.async_save:
+            save_next_checkpoint_apart()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
         """Restores the optimizers. NeMo's own version builds a CUDA device mesh for them in any case."""

@@ -31,6 +31,9 @@ ROADS = {
     "four ranks": {
         "TP2 SP FSDP": Layout(tensor=2, data=2, sequence_parallel=True, fsdp=True),
         "TP2 DP2": Layout(tensor=2, data=2, distributed_optimizer=True),
+        "TP2 PP2": Layout(tensor=2, pipeline=2, distributed_optimizer=True),
+        "TP2 SP CP2": Layout(tensor=2, context=2, sequence_parallel=True, distributed_optimizer=True),
+        "PP2 CP2": Layout(pipeline=2, context=2, distributed_optimizer=True),
     },
 }
 

@@ -16,6 +16,7 @@ from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel import startup
 from nemo_cosmos.parallel.stored_weights import read_whole
+from tests.distributed.averages import KeepAverages
 from tests.distributed.launch import run_ranks
 from tests.unit.diffusion.tiny_run import run
 
@@ -38,7 +39,8 @@ def _train(rank: int, folder: Path) -> None:
         run(folder / "uneven", config={"uncertainty_channels": 15}, devices=2, fsdp="pytorch")
     (folder / "uneven.txt").write_text(str(refused.value))
     for name, arguments in LAYOUTS.items():
-        run(folder / name, steps=1, devices=2, ema_decay=EMA_DECAY, **arguments)
+        keep = KeepAverages(folder / name / "averages", 1)
+        run(folder / name, steps=1, devices=2, ema_decay=EMA_DECAY, callbacks=[keep], **arguments)
         if rank == 0:
             shutil.copytree(folder / name, folder / f"{name} back", symlinks=True)
         dist.barrier()
@@ -84,6 +86,12 @@ def test_two_processes_train_save_and_go_on_like_one(runs: Path, name: str, plac
             assert set(ours) == set(theirs)
             for name, weight in theirs.items():
                 torch.testing.assert_close(ours[name], weight, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_two_processes_can_compute_with_the_averages(runs: Path, name: str) -> None:
+    got, expected = read_whole(runs / name / "averages"), read_whole(runs / name / "checkpoints" / FIRST)
+    assert all(torch.equal(got[name], weight) for name, weight in expected.items())
 
 
 def test_generation_and_conversion_load_what_a_sharded_run_saved(runs: Path) -> None:

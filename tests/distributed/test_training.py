@@ -18,12 +18,13 @@ import torch
 
 from nemo_cosmos.parallel import startup
 from nemo_cosmos.training.load import load_weights
+from tests.distributed.averages import KeepAverages
 from tests.distributed.launch import run_ranks
 from tests.unit.training.tiny_run import run, tiny_config, tiny_gpt
 
 pytestmark = pytest.mark.distributed
 
-LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {}}
+LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"async_save": True}}
 RUN = {"steps": 6, "dropout": 0.0, "keep": -1, "ema_decay": 0.9}
 TOLERANCE = 2e-6
 """Relative; sums over ranks are in another order, and float32 keeps 1.2e-7."""
@@ -31,7 +32,7 @@ TOLERANCE = 2e-6
 
 def _go_on_in_every_layout(rank: int, folder: Path) -> None:
     for name, sizes in LAYOUTS.items():
-        run(folder / name, devices=2, **RUN, **sizes)
+        run(folder / name, devices=2, callbacks=[KeepAverages(folder / name / "averages", 6)], **RUN, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,15 @@ def test_what_two_processes_saved_loads_into_one(runs, name, use_ema):
         for a, b in zip(expected.parameters(), got.parameters(), strict=True):
             # Adam divides by the root of small second moments, which magnifies the rounding of gradients.
             torch.testing.assert_close(b, a, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_two_processes_can_compute_with_the_averages(runs, name):
+    with startup.initialize():
+        expected, got = tiny_gpt(tiny_config()), tiny_gpt(tiny_config())
+        load_weights(expected, runs / name / "checkpoints" / "step=0000006")
+        load_weights(got, runs / name / "averages")
+        assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), got.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

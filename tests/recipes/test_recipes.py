@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 import pickle
+import re
 import typing
 from pathlib import Path
 
@@ -112,10 +113,24 @@ def test_overrides_get_the_types_of_the_targets() -> None:
     assert fiddle.build(recipe.model.conditioning).text_dropout == 0.5
 
 
-@pytest.mark.parametrize("override", ["trainer.max_stepz=5", "trainer.max_steps=soon", "trainer", "nothing.at.all=1"])
-def test_bad_override_is_one_clear_error(override: str) -> None:
-    with pytest.raises(UserError, match=r"override: got '.*expected `name=value`"):
+NAMES = r"expected `name=value` with a name that `nemo-cosmos recipes show` lists\."
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer", rf"override: got 'trainer', {NAMES} Write a value behind its name\."),
+        ("trainer.max_stepz=5", rf"override: got .*, {NAMES} .* No parameter named 'max_stepz' exists"),
+        ("nothing.at.all=1", rf"override: got .*, {NAMES} nemo-run says: .*"),
+        ("trainer.max_steps=soon", r"override trainer.max_steps: got 'soon', expected int\. Correct the value\."),
+        ("trainer.fsdp=megatron", r"override trainer.fsdp: got 'megatron', expected 'pytorch' or None\. Correct .*"),
+        ("trainer.precision=fp8", r"override .*: got 'fp8', expected 'bf16-mixed' or '32' or None\. Correct .*"),
+    ],
+)
+def test_bad_override_is_one_clear_line(override: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError) as refused:
         configure("diffusion_tiny_pretrain", [override])
+    assert re.fullmatch(message, str(refused.value)) and not caplog.records
 
 
 def test_unknown_recipe_is_refused() -> None:
@@ -142,6 +157,7 @@ def test_published_sizes_fit_their_layout(name: str, tp: int, latent: tuple[int,
     from nemo_cosmos.diffusion.config import check_layout
 
     recipe = registry.find(name)()
+    assert (recipe.trainer.ema_power, recipe.trainer.async_save) == (6.94, True)
     assert (recipe.trainer.tp, recipe.trainer.cp) == (tp, {LATENT_512P: 2, LATENT_720P: 8}[latent])
     config = fiddle.build(recipe.model.config)
     config.sequence_parallel = recipe.trainer.sp
@@ -168,10 +184,9 @@ def test_published_resolutions_have_the_published_context_lengths() -> None:
 @pytest.mark.parametrize("name", [name for name, _, _ in PUBLISHED if name.endswith("finetune")])
 def test_post_training_of_published_sizes_has_the_published_values(name: str) -> None:
     recipe = registry.find(name)()
-    optim, trainer = recipe.optim, recipe.trainer
+    optim = recipe.optim
     weight_decay = 0.2 if "14b" in name else 0.1
     assert (optim.lr, optim.warmup, optim.weight_decay, optim.eps) == (2**-14.3, 2500, weight_decay, 1e-10)
-    assert (trainer.ema_power, trainer.async_save) == (6.94, False)
     assert registry.find(name)(max_steps=100).optim.warmup == 50
 
 
@@ -257,12 +272,6 @@ def test_weights_of_losses_can_be_numbers_or_schedules() -> None:
     assert loss.perceptual_weight == 0.6
     assert weight_at(loss.gram_weight, 500_000) == 0.5
     assert recipe.model.perceptual.features.weights == "hed"
-
-
-def test_no_recipe_keeps_averages_while_it_saves_in_the_background() -> None:
-    for recipe in (make() for make in (registry.PRETRAIN | registry.FINETUNE).values()):
-        trainer = fiddle.ordered_arguments(recipe.trainer, include_defaults=True)
-        assert trainer["ema_power"] is None or not trainer["async_save"]
 
 
 @pytest.mark.parametrize("size", STAGES)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from megatron.core import parallel_state
 
+from nemo_cosmos.data import datamodule
 from nemo_cosmos.data.datamodule import LatentDataModule
 from tests.unit.data.test_latent_cache import _write
+from tests.unit.diffusion.tiny_run import RandomLatents
 
 STEPS, GLOBAL_BATCH_SIZE = 5, 4
 """Nine samples are an epoch, so steps 3 and 5 have samples of two."""
@@ -64,3 +66,10 @@ def test_global_batches_are_those_of_one_rank_before_and_after_a_resume(
             assert sorted(steps[step]) == list(range(step * GLOBAL_BATCH_SIZE, (step + 1) * GLOBAL_BATCH_SIZE))
             assert all(torch.equal(latent, expected[step][i]) for i, latent in steps[step].items())
     assert len({float(latent.sum()) for step in expected for latent in step.values()}) == 9
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("gpu", True)])
+def test_batches_are_pinned_for_gpus(device: str, pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "accelerator", lambda: device)
+    data = RandomLatents(micro_batch_size=1, global_batch_size=1)
+    assert data._loader(data.dataset("train"), mode="train").pin_memory is pinned

@@ -205,6 +205,16 @@ def test_sources_and_actions_filter(curated, tmp_path):
         LatentDataset(tmp_path / "latents", split="train", sources=("boat",))
 
 
+def test_nothing_is_read_of_samples_before_they_are_asked_for(curated, tmp_path, monkeypatch):
+    _write(curated, tmp_path / "latents")
+    read, names = TarShard.read, []
+    monkeypatch.setattr(TarShard, "read", lambda shard, name: names.append(name) or read(shard, name))
+    data = LatentDataset(tmp_path / "latents", split="train")
+    assert (len(data), names) == (9, [])
+    assert data[3]["fps"] == 10.0
+    assert [name.rpartition(".")[2] for name in names] == ["json", "safetensors"]
+
+
 def test_samples_with_actions_are_told_without_reading_tensors(curated, tmp_path, monkeypatch):
     _write(curated, tmp_path / "latents", config=dataclasses.replace(CONFIG, num_frames=5))
     monkeypatch.setattr(latent_cache, "load_safetensors", lambda _: pytest.fail("tensors were read"))

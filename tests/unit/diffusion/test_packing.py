@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from nemo_cosmos.diffusion import packing
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig
 from nemo_cosmos.diffusion.model import CosmosDiT
-from nemo_cosmos.diffusion.packing import Pack
+from nemo_cosmos.diffusion.packing import Pack, check_packed_layout
 from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel.tokens import TokenShard
@@ -97,9 +100,9 @@ def test_pieces_cut_clips_where_ranks_begin() -> None:
         (1, TokenShard(0, 6, 6)),
         (2, TokenShard(0, 24, 24)),
     ]
-    own, text = pack.attention_limits(5, torch.device("cpu"))
+    own, text = pack.attention_limits(TokenShard(31, 62, 62), 5, torch.device("cpu"))
     assert own.cu_seqlens_q.tolist() == own.cu_seqlens_kv.tolist() == [0, 32, 38, 62]
-    assert text.cu_seqlens_kv.tolist() == [0, 5, 10, 15]
+    assert (text.cu_seqlens_q.tolist(), text.cu_seqlens_kv.tolist()) == ([0, 1, 7, 31], [0, 5, 10, 15])
     assert (own.qkv_format, own.max_seqlen_q, text.max_seqlen_kv) == ("thd", 32, 5)
 
 
@@ -114,3 +117,22 @@ def test_packs_that_cannot_be_are_refused(one_rank: torch.device) -> None:
         network(latents, times, text, padding_mask_B1HW=torch.zeros(3, 1, 8, 8))
     with pytest.raises(UserError, match="actions in packs"):
         DiffusionModel(tiny_dit(action_dim=7)).noised_pack(clips())
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"context_parallel_size": 2, "cp_comm_type": "p2p"}, "got 2, .*cp_comm_type 'a2a': a ring knows no clips"),
+        ({"context_parallel_size": 3}, "got 3, expected with packed clips a divisor of a rank's 4 heads"),
+    ],
+)
+def test_context_parallel_ranks_that_cannot_share_heads_are_refused(layout: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_packed_layout(tiny_dit(**layout))
+
+
+def test_transformer_engine_is_given_no_packs_to_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "get_backend", lambda name: SimpleNamespace(name="te"))
+    with pytest.raises(UserError, match="1 with packed clips and TransformerEngine"):
+        check_packed_layout(tiny_dit(context_parallel_size=2))
+    check_packed_layout(tiny_dit(tensor_model_parallel_size=2))

@@ -257,7 +257,13 @@ def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, me
 @pytest.mark.parametrize(
     ("config", "layout", "frames", "kind", "message"),
     [
-        ({}, {"context_parallel_size": 2}, 0, {"is_packed": True}, "context-parallel size: got 2, .*1 with packed"),
+        (
+            {},
+            {"context_parallel_size": 2, "cp_comm_type": "p2p"},
+            0,
+            {"is_packed": True},
+            "context-parallel size: got 2, .*a ring knows no clips",
+        ),
         ({"action_dim": 7}, {}, 0, {"is_packed": True}, "actions in packs"),
         ({"action_dim": 7}, {}, 0, {"with_actions": False}, "with_actions of the data: got False, expected True, for"),
         ({}, {}, 0, {"with_actions": True}, "with_actions of the data: got True, expected False, .*action_dim None"),
@@ -286,7 +292,10 @@ def test_kinds_of_data_that_do_not_fit_are_refused(
 def test_tokens_of_images_need_not_divide_by_the_context_parallel_ranks() -> None:
     model = DiffusionModel(tiny_dit())
     model.config.context_parallel_size = 4
-    model.check_data(dataclasses.replace(CARD, latent_shape=(16, 1, 4, 6)))
+    card = dataclasses.replace(CARD, latent_shape=(16, 1, 4, 6))
+    model.check_data(card)
+    with pytest.raises(UserError, match=r"context-parallel size.* got 4, .*6 tokens"):  # in a pack they are cut too
+        model.check_data(card, is_packed=True)
 
 
 def test_data_are_checked_before_the_model_is_built(tmp_path: Path) -> None:

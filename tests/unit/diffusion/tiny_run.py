@@ -109,6 +109,7 @@ def run(
     data: type[RandomLatents] = RandomLatents,
     config: dict[str, object] | None = None,
     log: dict[str, object] | None = None,
+    init_from: str | None = None,
     **trainer_arguments: object,
 ) -> dict[int, float]:
     """Trains (or goes on) in `folder`.
@@ -120,7 +121,7 @@ def run(
     # An epsilon far above rounding errors: else Adam would turn the sign of a gradient that is zero into a step.
     optim = default_optim(lr=1e-2, min_lr=5e-3, max_steps=10, eps=1e-3)
     pretrain(
-        DiffusionModel(tiny_dit(**(config or {}))),
+        DiffusionModel(tiny_dit(**(config or {})), init_from=init_from),
         data(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size),
         default_trainer(
             max_steps=steps, callbacks=[losses, *trainer_arguments.pop("callbacks", [])], **trainer_arguments

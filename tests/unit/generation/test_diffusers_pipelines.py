@@ -26,12 +26,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from nemo_cosmos.checkpoints import pipeline_folder
+from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.checkpoints.pipeline_folder import PipelineFolder
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json
-from nemo_cosmos.generation.open import open_world_model
+from nemo_cosmos.generation import open as opening
+from nemo_cosmos.generation.open import find_world_model, open_world_model
 from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.parallel.startup import initialize
+from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.conversion import save_diffusers
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
@@ -194,6 +197,18 @@ def test_a_pipelines_network_is_read_weight_by_weight(saved, monkeypatch):
     assert torch.equal(network.state_dict()["final_layer.linear.weight"], theirs["proj_out.weight"])
     # The three of a fused weight, and the one before them; all at once would be as many as there are.
     assert 1 <= most <= 4 < len(theirs)
+
+
+def test_a_pipeline_is_found_without_building_its_tokenizer(saved, monkeypatch):
+    _, _, folder = saved
+    expected = load_tokenizer(folder / "vae").model.fingerprint()
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "build", lambda *_, **__: pytest.fail("the tokenizer was built"))
+        source = find_world_model(folder)
+    assert source.network.card.tokenizer_fingerprint == expected
+    monkeypatch.setattr(opening, "find_world_model", lambda *_: pytest.fail("it was looked for again"))
+    with open_world_model(source, offload=True):
+        pass
 
 
 def test_a_pipeline_of_another_kind_is_refused(saved, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.generation import sample_videos
 from nemo_cosmos.generation.sample_videos import SampleVideos, frame_sheet
 from nemo_cosmos.parallel import startup
+from nemo_cosmos.parallel.stored_weights import read_whole
+from nemo_cosmos.tokenizer.statistics import LatentStatistics
 from nemo_cosmos.training.api import pretrain
 from nemo_cosmos.training.defaults import default_log, default_optim, default_trainer
 from nemo_cosmos.video_io import read_image
@@ -45,15 +48,17 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "latents"
 
 
-def train(folder: Path, latents: Path, callbacks: list, *, tensorboard: bool = False) -> dict[int, float]:
+def train(
+    folder: Path, latents: Path, callbacks: list, *, tensorboard: bool = False, **trainer_arguments: Any
+) -> dict[int, float]:
     losses = Losses()
     pretrain(
         DiffusionModel(
             tiny_dit(crossattn_emb_channels=4, num_layers=1), conditioning=ConditioningConfig(max_condition_frames=1)
         ),
         LatentDataModule(str(latents), micro_batch_size=2, global_batch_size=2),
-        default_trainer(max_steps=3, callbacks=[losses, *callbacks]),
-        log=default_log(folder, tensorboard=tensorboard),
+        default_trainer(max_steps=3, callbacks=[losses, *callbacks], **trainer_arguments),
+        log=default_log(folder, save_every=2, tensorboard=tensorboard),
         optim=default_optim(lr=1e-3, max_steps=3),
     )
     startup.shutdown()
@@ -61,8 +66,8 @@ def train(folder: Path, latents: Path, callbacks: list, *, tensorboard: bool = F
 
 
 def test_held_out_videos_are_shown_beside_what_the_model_makes_of_them(latents: Path, tmp_path: Path) -> None:
-    sampling = SampleVideos(every=2, tokenizer="tokenizer_tiny", num_samples=2, num_columns=5, num_steps=2)
-    with_samples = train(tmp_path / "shown", latents, [sampling], tensorboard=True)
+    sampling = Weights(every=2, tokenizer="tokenizer_tiny", num_samples=2, num_columns=5, num_steps=2)
+    with_samples = train(tmp_path / "shown", latents, [sampling], tensorboard=True, ema_decay=0.5)
     [picture] = (tmp_path / "shown" / "samples").iterdir()
     assert picture.name == "step=0000002.png"
     sheet = read_image(picture).reshape(4, 32, 5, 32, 3)
@@ -74,8 +79,18 @@ def test_held_out_videos_are_shown_beside_what_the_model_makes_of_them(latents: 
     events.Reload()
     assert [event.step for event in events.Images("samples")] == [2]
     assert {"reduced_train_loss", "grad_norm", "lr", "tokens_per_s", "mfu"} <= set(events.Tags()["scalars"])
-    # Training does not notice.
+    # Training does not notice, though what is shown are the averages.
     assert train(tmp_path / "plain", latents, []) == with_samples
+    averaged = read_whole(tmp_path / "shown" / "checkpoints" / "step=0000002")
+    assert all(torch.equal(averaged[name], weight) for name, weight in sampling.seen.items())
+
+
+class Weights(SampleVideos):
+    """Keeps what it samples by."""
+
+    def _rows(self, statistics: LatentStatistics, model: DiffusionModel, network: torch.nn.Module) -> list[np.ndarray]:
+        self.seen = {name: weight.clone() for name, weight in network.named_parameters()}
+        return super()._rows(statistics, model, network)
 
 
 def test_a_sample_has_all_that_training_gives(monkeypatch: pytest.MonkeyPatch) -> None:

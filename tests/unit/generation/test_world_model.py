@@ -25,12 +25,12 @@ SAMPLING = SamplingConfig(num_frames=17, height=32, width=48, num_steps=3, sampl
 
 
 class WordEncoder:
-    """Encodes a text by the length of its words, and its end, which an empty one has too."""
+    """Encodes a text by the length of its words, and its end; an empty one is no text."""
 
     def encode(self, prompts):
         states = torch.zeros(len(prompts), 8, 384)
         for i, prompt in enumerate(prompts):
-            for j, word in enumerate([*prompt.split()[:7], "."]):
+            for j, word in enumerate([*prompt.split()[:7], "."] if prompt else []):
                 states[i, j] = len(word)
         return states, states[..., 0] > 0
 
@@ -102,12 +102,6 @@ def test_everything_runs_where_the_network_is(model, first_frames, monkeypatch):
     actions = np.zeros((1, 16, 7), np.float32)
     video = there.generate(["a car"], sampling, first_frames=[first_frames], actions=actions)[0]
     assert video.shape == (17, 32, 48, 3)
-
-
-def test_an_empty_prompt_is_no_text_as_dropout_trains_it(model):
-    empty, given = model._text(["", "a car"], ["a car"])
-    assert not empty[0].any()
-    assert torch.equal(empty[1:], given) and given.any()
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", None), ("cuda", torch.bfloat16)])
@@ -313,13 +307,23 @@ def test_a_model_has_defaults_of_its_own_for_what_is_not_set(model):
 
 def test_first_frames_are_the_last_of_a_video(tmp_path):
     frames = np.repeat(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None], 3, 3).repeat(32, 1).repeat(48, 2)
-    path = write_video(tmp_path / "a.mp4", frames, fps=10)
-    last = read_first_frames(path, num_frames=1, height=32, width=48)
+    write_video(tmp_path / "a.mp4", frames, fps=10)
+
+    def read(name="a.mp4", num_frames=1, fps=10.0):
+        return read_first_frames(tmp_path / name, num_frames=num_frames, fps=fps, height=32, width=48)
+
+    last = read()
     assert last.shape == (1, 32, 48, 3)
     assert abs(int(last.mean()) - 225) <= 3
-    with pytest.raises(UserError, match="longer video"):
-        read_first_frames(path, num_frames=11, height=32, width=48)
+    # At the generated rate: every second or third frame, and all of a video whose rate is the same but for rounding.
+    for fps, values in ((10.05, [175, 200, 225]), (5.0, [125, 175, 225]), (4.0, [100, 175, 225])):
+        assert np.abs(read(num_frames=3, fps=fps).mean((1, 2, 3)) - values).max() <= 3
+    assert len(read(fps=24.0)) == 1  # one frame has no rate
+    with pytest.raises(UserError, match=r"frames per second of .*a.mp4: got 10.0, expected at least .*24.0"):
+        read(num_frames=2, fps=24.0)
+    with pytest.raises(UserError, match="at least 11 frames for 11 at 10.0 a second. Give a longer video"):
+        read(num_frames=11)
     with pytest.raises(UserError, match="no such video"):
-        read_first_frames(tmp_path / "b.mp4", num_frames=1, height=32, width=48)
+        read("b.mp4")
     with pytest.raises(UserError, match="cannot be read as a picture"):
-        read_first_frames(tmp_path / "b.png", num_frames=1, height=32, width=48)
+        read("b.png")

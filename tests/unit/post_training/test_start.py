@@ -11,6 +11,7 @@ import torch
 
 from nemo_cosmos.checkpoints import embedded
 from nemo_cosmos.checkpoints.convert import convert
+from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json
 from nemo_cosmos.post_training import start
@@ -18,6 +19,7 @@ from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import preset
 from nemo_cosmos.tokenizer.model_config import TokenizerModelConfig
 from nemo_cosmos.tokenizer.step import TokenizerModel
+from nemo_cosmos.training.defaults import default_log, default_resume
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -68,14 +70,24 @@ def test_checkpoint_folder_is_loaded_by_the_training(tmp_path: Path, called: dic
     post_train(str(folder))
     assert called["model"] == {}
     assert called["data"] == {"statistics_of": str(folder / "card.json")}
-    assert (called["base"], called["may_lack"]) == (folder, ("action",))
+    assert (called["base"], called["may_lack"]) == (str(folder), ("action",))
     assert (called["log"], called["optim"], called["resume"]) == ("log", "optim", None)
+
+
+def test_a_run_that_goes_on_needs_no_base(tmp_path: Path, called: dict[str, Any]) -> None:
+    resumed = write_checkpoint(tmp_path / "run" / "checkpoints" / "step=0000010")
+    card = CheckpointCard(model="m", config={}, step=10, data="d", command="c", parent="runs/gone")
+    write_json(resumed / "card.json", card.to_dict())
+    log, resume = default_log(tmp_path / "run"), default_resume()
+    start.finetune(wfm, latents, "trainer", log=log, optim="optim", base="runs/gone", resume=resume)
+    assert (called["model"], called["data"]) == ({}, {"statistics_of": str(resumed / "card.json")})
+    assert called["base"] == "runs/gone"
 
 
 def test_models_and_data_of_a_tokenizer_need_no_card(tmp_path: Path, called: dict[str, Any]) -> None:
     folder = write_checkpoint(tmp_path / "step=0000010")
     start.finetune(lambda: "tokenizer", lambda: "clips", "trainer", log="log", optim="optim", base=str(folder))
-    assert (called["model"], called["data"], called["base"]) == ("tokenizer", "clips", folder)
+    assert (called["model"], called["data"], called["base"]) == ("tokenizer", "clips", str(folder))
     (tmp_path / "whole.safetensors").touch()
     with pytest.raises(UserError, match=r"base: got .*whole\.safetensors"):
         start.finetune(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_cosmos.contracts import Verdict
+from nemo_cosmos.contracts import GeneratedVideo, Verdict
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.evaluation import perceptual
 from nemo_cosmos.evaluation.video_prediction import (
@@ -24,6 +24,7 @@ from nemo_cosmos.steps.evaluate_wfm import shuffled_actions
 from nemo_cosmos.steps.heldout import HeldOutWindow
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from nemo_cosmos.video_io import write_video
 
 
 def _window(source, value):
@@ -117,6 +118,33 @@ def test_an_unsafe_prompt_stops_before_anything_is_loaded(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="prompt blocked by the guardrail"):
         step.generate(tmp_path / "a.mp4", prompt="")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_tells_all_that_it_takes_to_generate_again(tmp_path, monkeypatch):
+    generated = {}
+
+    def frames(opening, prompt, sampling, **others):
+        generated.update(sampling=sampling, **others)
+        return np.zeros((sampling.num_frames, sampling.height, sampling.width, 3), np.uint8)
+
+    monkeypatch.setattr(step, "_frames", frames)
+    first = write_video(tmp_path / "first.mp4", np.zeros((9, 32, 48, 3), np.uint8), fps=10)
+    settings = SamplingConfig(num_frames=25, height=32, width=48, chunk_frames=17, overlap_frames=9, guidance=2.0)
+    step.generate(
+        tmp_path / "a.mp4",
+        prompt="A car.",
+        negative_prompt="Rain.",
+        checkpoint="diffusion_tiny_text2world",
+        first_frame=first,
+        num_first_frames=9,
+        sampling=settings,
+        guards=step.GuardConfig(prompt=(), video=()),
+    )
+    told = GeneratedVideo.from_dict(read_json(tmp_path / "a.json"))
+    fields = {field.name: getattr(told, field.name) for field in dataclasses.fields(SamplingConfig)}
+    assert SamplingConfig(**fields) == generated["sampling"]
+    assert (told.prompt, told.negative_prompt, told.tokenizer) == ("A car.", generated["negative_prompt"], None)
+    assert (told.first_frame, told.num_first_frames) == (str(first), len(generated["first"]))
 
 
 def test_an_unsafe_video_is_not_returned(monkeypatch):

@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
     return write_tiny_t5(tmp_path_factory.mktemp("pipeline"))
 
 
-PROMPTS = ["a car turns left", "", "a robot arm opens the drawer " * 100]
+PROMPTS = ["a car turns left", "a", "a robot arm opens the drawer " * 100]
 
 
 def test_prompts_become_what_the_published_pipelines_make_of_them(folder):
@@ -85,8 +85,17 @@ def test_prompts_become_what_the_published_pipelines_make_of_them(folder):
     torch.testing.assert_close(states, theirs, atol=2e-6, rtol=0)
     lengths = parts.tokenizer(PROMPTS, truncation=True, max_length=512, return_length=True)["length"]
     assert mask.sum(1).tolist() == lengths
-    assert lengths[1:] == [1, 512]  # the end of an empty sentence; a long one is cut
+    assert lengths[1:] == [3, 512]  # a word's beginning, its letter and the end; a long one is cut
     assert not states[~mask].any()
+
+
+def test_an_empty_prompt_is_no_text_as_dropout_trains_it(folder, monkeypatch):
+    encoder = load_text_encoder(folder)
+    (empty, got), (no_token, _) = encoder.encode(["", "a car"])
+    assert not empty.any() and not no_token.any()
+    assert torch.equal(got, encoder.encode(["a car"])[0][0]) and got.any()
+    monkeypatch.setattr(encoding, "_load", lambda *_: pytest.fail("a model was loaded"))
+    load_text_encoder(folder).encode([""])
 
 
 def test_what_was_encoded_once_needs_no_model(folder, monkeypatch):

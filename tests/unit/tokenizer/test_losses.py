@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.evaluation.metrics import ssim
 from nemo_cosmos.tokenizer.losses import (
     LossConfig,
     WeightSchedule,
@@ -38,6 +39,16 @@ def test_perceptual_term_is_added() -> None:
         perceptual=lambda ours, theirs: (ours - theirs).sum(),
     )
     assert loss.total.item() == pytest.approx(1 + 4.8)
+
+
+def test_ssim_term_is_that_of_the_measure() -> None:
+    truth = torch.randint(0, 256, (2, 16, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    near = torch.where(torch.arange(24).view(1, 1, 24, 1) % 3 == 0, truth // 2, truth)
+    video, reconstruction = (frames.float().permute(3, 0, 1, 2)[None] / 127.5 - 1 for frames in (truth, near))
+    loss = reconstruction_loss(reconstruction, video, config=LossConfig(l1_weight=0, ssim_weight=2.0))
+    # torchmetrics' windows also lie half outside the picture, where it is mirrored; hence not equal.
+    assert loss.parts["ssim"].item() == pytest.approx(1 - ssim(truth.numpy(), near.numpy()).mean(), abs=0.01)
+    assert loss.total.item() == pytest.approx(2 * loss.parts["ssim"].item())
 
 
 def test_wanted_but_missing_distance_is_refused() -> None:

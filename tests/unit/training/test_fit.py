@@ -11,6 +11,7 @@ from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel import startup
+from nemo_cosmos.parallel.stored_weights import read_whole
 from nemo_cosmos.training.api import finetune, validate
 from nemo_cosmos.training.callbacks import COLUMNS
 from nemo_cosmos.training.checkpoint import finished_checkpoints
@@ -119,6 +120,17 @@ def test_the_checkpoint_holds_averages_beside_weights(uninterrupted):
         load_weights(averaged, folder / "checkpoints" / "step=0000006", use_ema=True)
         distance = max((a - b).abs().max() for a, b in zip(plain.parameters(), averaged.parameters(), strict=True))
     assert 1e-5 < distance < 2e-2  # steps of Adam are at most 3e-3 each, and a decay of 0.5 forgets in a few
+
+
+def test_saves_in_the_background_hold_the_same(uninterrupted, tmp_path):
+    folder, losses = uninterrupted
+    assert run(tmp_path, steps=6, ema_decay=EMA_DECAY, async_save=True) == losses
+    for use_ema in (True, False):
+        expected, got = (
+            read_whole(run / "checkpoints" / "step=0000006", use_ema=use_ema) for run in (folder, tmp_path)
+        )
+        assert all(torch.equal(got[name], weight) for name, weight in expected.items())
+    assert not list((tmp_path / "checkpoints").glob("*-unfinished"))
 
 
 def test_finetune_starts_from_the_base(uninterrupted, tmp_path):

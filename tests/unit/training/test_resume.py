@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_a_finished_run_is_left_as_it_is(two_steps: Path) -> None:
     before = _times(two_steps)
     assert run(two_steps, steps=2) == {}
     assert _times(two_steps) == before
+
+
+def test_weights_to_start_from_are_not_read_again(two_steps: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_steps, tmp_path / "run", symlinks=True)
+    assert sorted(run(tmp_path / "run", steps=3, init_from=str(tmp_path / "gone.safetensors"))) == [3]
+    startup.shutdown()
 
 
 def test_a_run_goes_on_with_another_global_batch_size(two_steps: Path) -> None:
