@@ -6,8 +6,8 @@ N = query heads, G = key/value heads (of this tensor-parallel rank), H = channel
 Under context parallelism the ranks hold contiguous pieces of the sequence, or under a causal mask one chunk from its
 front and one from its end (see `tokens.py`). Self-attention exchanges heads for tokens by all-to-all (DeepSpeed
 Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n; otherwise each rank keeps its queries and
-either gathers all keys and values or passes them around (see `ring.py`). Packed sequences are exchanged by heads only: a
-rank's piece begins and ends within them. Cross-attention exchanges nothing: the text is the same on every rank.
+either gathers all keys and values or passes them around (see `ring.py`). Packed sequences are exchanged by heads only:
+a rank's piece begins and ends within them. Cross-attention exchanges nothing: the text is the same on every rank.
 """
 
 from __future__ import annotations
