@@ -13,7 +13,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from nemo_cosmos import __version__
+from nemo_cosmos.autoregressive.config import PRESETS as AR_PRESETS
 from nemo_cosmos.checkpoints import nemo_format
+from nemo_cosmos.checkpoints.autoregressive import convert_autoregressive, is_autoregressive
 from nemo_cosmos.checkpoints.convert_wfm import convert_wfm
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import find_checkpoint
@@ -76,7 +78,7 @@ def convert(
     tokenizer: str | Path | None = None,
     statistics: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Converts a tokenizer or a diffusion WFM.
+    """Converts a tokenizer or a WFM.
 
     Args:
         source: NeMo checkpoint, diffusers folder (of a pipeline its transformer is taken), tokenizer folder,
@@ -88,11 +90,12 @@ def convert(
             wrote, is replaced.
         to: The format to write; `folder`, `torchscript`, `torch_export` and `onnx` take tokenizers alone, and the last
             three write programs that run without this package (`nemo_cosmos.tokenizer.export`).
-        preset: The architecture of published and reference weights: a name such as `diffusion_7b` or `CV8x8x8-720p`, or
-            a tokenizer's published name such as `Cosmos-Tokenize1-CV8x8x8-720p`. Needed where neither the folder's name
-            nor a `config.json` tells it, nor a card beside the file, nor, of a published diffusion WFM, the shapes.
+        preset: The architecture of published and reference weights: a name such as `diffusion_7b`, `autoregressive_4b`
+            or `CV8x8x8-720p`, or a tokenizer's published name such as `Cosmos-Tokenize1-CV8x8x8-720p`. Needed where
+            neither the folder's name nor a `config.json` tells it, nor a card beside the file, nor, of a published WFM,
+            the shapes.
         dtype: Store floating-point weights so; None leaves them as they are, bit for bit.
-        tokenizer: The tokenizer whose latents a diffusion WFM was trained on, for its card; anything `load_tokenizer`
+        tokenizer: The tokenizer whose latents or codes a WFM was trained on, for its card; anything `load_tokenizer`
             takes.
         statistics: JSON with the latents' `latent_mean` and `latent_std`, for a diffusion WFM's card; those that the
             tokenizer given comes with when absent.
@@ -112,13 +115,19 @@ def convert(
     cast_to = None if dtype is None else getattr(torch, dtype)
     place = find_checkpoint(source)
     _check_target(place, Path(target), to)
+    if is_autoregressive(place, preset):
+        if statistics is not None:
+            raise user_error("--statistics", str(statistics), "none, for codes have none", "Leave them out.")
+        written = convert_autoregressive(place, Path(target), to=to, preset=preset, dtype=cast_to, tokenizer=tokenizer)
+        parameters = sum(weight.shape.numel() for weight in written.values())
+        return _report("autoregressive", len(written), parameters, target, (), ())
     if is_wfm(place, preset):
         facts = {"tokenizer": tokenizer, "statistics": statistics}
         wfm = convert_wfm(place, Path(target), to=to, preset=preset, dtype=cast_to, **facts)
         parameters = sum(weight.shape.numel() for weight in wfm.weights.values())
         return _report("diffusion", len(wfm.weights), parameters, target, wfm.dropped, wfm.added)
     if (tokenizer, statistics) != (None, None):
-        raise user_error("--tokenizer, --statistics", "a tokenizer", "a diffusion WFM", "Leave them out.")
+        raise user_error("--tokenizer, --statistics", "a tokenizer", "a WFM", "Leave them out.")
     model = _read(place, preset)
     tokenizer_weights.check(TokenizerConfig.from_dict(model.card.config), model.weights)
     if cast_to is not None:
@@ -241,7 +250,7 @@ def _read_reference(place: Path, preset: str | None) -> WholeModel:
     """Reads weights under the reference's names: a file, or a published folder."""
     config = published.config_told_by(place) if preset is None else TOKENIZERS.get(preset.removeprefix("nvidia/"))
     if config is None:
-        known = sorted(TOKENIZERS.keys() | DIT_PRESETS.keys())
+        known = sorted(TOKENIZERS.keys() | DIT_PRESETS.keys() | AR_PRESETS.keys())
         raise user_error("--preset", preset, f"one of {known}", "Reference weights do not tell their architecture.")
     weights = published.read_weights(place)
     return _tokenizer(tokenizer_names.from_reference_names(weights, config), config, place)

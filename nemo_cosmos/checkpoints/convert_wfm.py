@@ -11,6 +11,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from nemo_cosmos.checkpoints import nemo_format
 from nemo_cosmos.checkpoints.latents import told, with_latents
+from nemo_cosmos.checkpoints.weight_file import write_file
 from nemo_cosmos.checkpoints.wfm import TRANSFORMER_CLASS, WEIGHTS_FILE, StoredWfm, open_wfm, unallocated_network
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion import state_dict as names
@@ -21,9 +22,8 @@ from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.parallel.stored_weights import PREFIX
-from nemo_cosmos.weight_files.safetensors_files import write_safetensors, write_shards
+from nemo_cosmos.weight_files.safetensors_files import write_shards
 from nemo_cosmos.weight_files.stored_tensor import Weights, stored
-from nemo_cosmos.weight_files.torch_files import write_pt
 
 WfmTarget = Literal["nemo", "diffusers", "reference", "safetensors"]
 """Formats that a diffusion WFM may have."""
@@ -97,15 +97,7 @@ def _write(weights: Weights, card: CheckpointCard, target: Path, to: str) -> tup
         return ()
     if to == "reference":
         weights = names.leaving(weights, config_from(card.config, backend="torch"), "reference")
-    card_path = target.with_suffix(".json")
-    with written_aside(target) as aside:
-        if target.suffix == ".pt":
-            write_pt(aside, weights)
-        else:
-            write_safetensors(aside, weights)
-        # A kill before the new card stands leaves weights without a card, which nobody takes for others.
-        card_path.unlink(missing_ok=True)
-    write_json(card_path, card.to_dict())
+    write_file(weights, card, target)
     return ()
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from nemo_cosmos import __version__
+from nemo_cosmos.autoregressive.architecture import is_architecture
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.nemo_format import open_weights
+from nemo_cosmos.checkpoints.weight_file import check_weights, file_at, open_file
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion import state_dict as names
 from nemo_cosmos.diffusion.architecture import architecture_of, config_from
@@ -22,16 +24,13 @@ from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer import conversion, published
-from nemo_cosmos.weight_files.safetensors_files import open_safetensors, open_shards
+from nemo_cosmos.weight_files.safetensors_files import open_shards
 from nemo_cosmos.weight_files.stored_tensor import Weights
-from nemo_cosmos.weight_files.torch_files import open_pt
 
 TRANSFORMER_CLASS = "CosmosTransformer3DModel"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TRANSFORMER, VAE = "transformer", "vae"
 """Folders of a diffusers pipeline."""
-PUBLISHED_FILE = "model.pt"
-"""A published model in a folder of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +61,17 @@ def is_wfm(place: Path, preset: str | None) -> bool:
         return is_wfm_card(CheckpointCard.from_dict(read_json(place / "card.json")))
     if found is Format.DIFFUSERS:
         return read_json(place / "config.json").get("_class_name") != conversion.DIFFUSERS_CLASS
-    file = _file_at(place)
+    file = file_at(place)
     if preset is not None or file is None:
         return preset in PRESETS
     if (card := file.with_suffix(".json")).is_file():
         return is_wfm_card(CheckpointCard.from_dict(read_json(card)))
-    return published.config_told_by(file) is None and is_reference(_open_file(file))
+    return published.config_told_by(file) is None and is_reference(open_file(file))
 
 
 def is_wfm_card(card: CheckpointCard) -> bool:
     """Tells whether a card speaks of a diffusion WFM."""
-    return "patch_method" not in card.config
+    return "patch_method" not in card.config and not is_architecture(card.config)
 
 
 def open_wfm(place: Path, preset: str | None = None) -> StoredWfm:
@@ -95,27 +94,18 @@ def open_wfm(place: Path, preset: str | None = None) -> StoredWfm:
         wfm = _with_vae(_open_diffusers(place / TRANSFORMER), place / VAE)
     elif found is Format.DIFFUSERS:
         wfm = _open_diffusers(place)
-    elif (file := _file_at(place)) is not None:
+    elif (file := file_at(place)) is not None:
         wfm = _open_reference_or_ours(file, preset)
     else:
         raise UserError(f"{place}: is {found.value}, from which no diffusion WFM is read. Check the path.")
-    _check(wfm, place)
+    with initialize():
+        expected = dict(unallocated_network(wfm.card).global_tensors())
+    check_weights(wfm.weights, expected, place, may_lack=wfm.may_lack)
     return wfm
 
 
-def _file_at(place: Path) -> Path | None:
-    """The file of weights at a path, where it may hold a WFM."""
-    if place.suffix in (".pt", ".safetensors") and place.is_file():
-        return place
-    return place / PUBLISHED_FILE if (place / PUBLISHED_FILE).is_file() else None
-
-
-def _open_file(file: Path) -> Weights:
-    return open_safetensors(file) if file.suffix == ".safetensors" else open_pt(file)
-
-
 def _open_reference_or_ours(file: Path, preset: str | None) -> StoredWfm:
-    weights, card = _open_file(file), None
+    weights, card = open_file(file), None
     if preset is None and (beside := file.with_suffix(".json")).is_file():
         card = CheckpointCard.from_dict(read_json(beside))
         if not is_reference(weights):
@@ -156,28 +146,6 @@ def _card(config: DiTConfig, source: Path) -> CheckpointCard:
         parent=str(source),
         versions={"nemo_cosmos": __version__},
     )
-
-
-def _check(wfm: StoredWfm, place: Path) -> None:
-    with initialize():
-        expected = dict(unallocated_network(wfm.card).global_tensors())
-    missing = sorted(name for name in expected if name not in wfm.weights and name not in wfm.may_lack)
-    unknown = sorted(name for name in wfm.weights if name not in expected)
-    if missing or unknown:
-        raise user_error(
-            f"weights of {place}",
-            f"{len(missing)} missing {missing[:4]}, {len(unknown)} unknown {unknown[:4]}",
-            "exactly those of the card's architecture",
-            "Convert a whole checkpoint.",
-        )
-    for name, weight in wfm.weights.items():
-        if weight.shape != expected[name].shape:
-            raise user_error(
-                f"{place}: weight {name}",
-                list(weight.shape),
-                f"{list(expected[name].shape)}, as its architecture says",
-                "Choose the preset or card that it belongs to.",
-            )
 
 
 def unallocated_network(card: CheckpointCard) -> CosmosDiT:

@@ -193,26 +193,29 @@ def convert(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Architecture of reference weights: diffusion_7b, CV8x8x8-720p, Cosmos-Tokenize1-CV8x8x8-720p."
+            help="Architecture of reference weights: diffusion_7b, autoregressive_4b, CV8x8x8-720p, "
+            "Cosmos-Tokenize1-CV8x8x8-720p."
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as the source when absent.")] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Tokenizer folder or embedded name that a diffusion WFM was trained with, for its card."),
+        typer.Option(help="Tokenizer folder or embedded name that a WFM was trained with, for its card."),
     ] = None,
     statistics: Annotated[
         Path | None,
         typer.Option(
-            help="JSON with latent_mean and latent_std (cache.json, or a card), for the same; else the tokenizer's own."
+            help="JSON with latent_mean and latent_std (cache.json, or a card) for a diffusion WFM's card; else the "
+            "tokenizer's own."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint of a tokenizer or a diffusion WFM between formats, bit for bit.
+    """Convert a checkpoint of a tokenizer or a WFM, diffusion or autoregressive, between formats, bit for bit.
 
-    Published tokenizers tell their preset by their folder's name or config.json, published diffusion WFMs by their
-    shapes. Pickled code is never run. Diffusion WFMs of any size are converted weight by weight.
+    Published tokenizers tell their preset by their folder's name or config.json, published WFMs by their shapes.
+    Pickled code is never run. WFMs of any size are converted weight by weight. Of autoregressive WFMs that are cut over
+    tensor-parallel ranks (model_mp_0.pt, model_mp_1.pt, ...) name any file.
 
     Published weights of a diffusion WFM tell neither their tokenizer nor their latents' statistics, except in a
     diffusers pipeline. Generation and post-training need both: give them here as --tokenizer, whose folder may hold the

@@ -11,11 +11,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.backend import BackendName
-
-
-def leave_uninitialized(weight: torch.Tensor) -> torch.Tensor:
-    """An `init_method` that does nothing: `initialization.py` draws all weights once the model stands."""
-    return weight
+from nemo_cosmos.transformer.layout import (
+    check_groups,
+    check_positive,
+    check_recomputation,
+    fit_interleaved_pipeline,
+    leave_uninitialized,
+    nearest_divisors,
+    nearest_multiples,
+)
 
 
 @dataclass(kw_only=True)
@@ -89,35 +93,18 @@ class DiTConfig(TransformerConfig):
                 "hidden_size",
                 (self.hidden_size, self.num_attention_heads),
                 "a positive multiple of num_attention_heads",
-                f"Nearest: {_nearest_multiples(self.hidden_size, max(self.num_attention_heads, 1))}.",
+                f"Nearest: {nearest_multiples(self.hidden_size, max(self.num_attention_heads, 1))}.",
             )
         self.init_method = self.init_method or leave_uninitialized
         self.output_layer_init_method = self.output_layer_init_method or leave_uninitialized
         self.pipeline_dtype = self.pipeline_dtype or self.params_dtype
-        if self.virtual_pipeline_model_parallel_size is not None:
-            # Two interleaved stages are each other's next and previous one: in one batch of messages Megatron takes
-            # hidden states for gradients, where it sends them one by one it does not.
-            self.overlap_p2p_comm, self.batch_p2p_comm = True, False
+        fit_interleaved_pipeline(self)
         if self.variable_seq_lengths:
             # Megatron refuses its default with them, although this model has no experts to dispatch to.
             self.moe_token_dispatcher_type = "alltoall"
         super().__post_init__()
         self._check_sizes()
-        self._check_recomputation()
-
-    def _check_recomputation(self) -> None:
-        known = {"core_attn", "mlp"}
-        if self.recompute_granularity == "selective" and not set(self.recompute_modules) <= known:
-            raise user_error(
-                "recompute_modules",
-                self.recompute_modules,
-                f"some of {sorted(known)}",
-                "Leave the others out, or recompute whole blocks: recompute_granularity='full'.",
-            )
-        if self.distribute_saved_activations:
-            raise user_error(
-                "distribute_saved_activations", True, "False", "Use sequence_parallel, which divides them as well."
-            )
+        check_recomputation(self)
 
     def _check_sizes(self) -> None:
         if self.kv_channels % 2 or self.kv_channels < 18:
@@ -224,39 +211,15 @@ def check_layout(config: DiTConfig, tp: int, pp: int, cp: int, num_tokens: int |
     Raises:
         UserError: With the reason and the nearest values that would do.
     """
-    for name, size in (("tensor", tp), ("pipeline", pp), ("context", cp)):
-        if size < 1:
-            raise user_error(f"{name}-parallel size", size, "1 or more", "Correct the layout.")
+    check_positive(tp, pp, cp)
     if config.num_attention_heads % tp or config.ffn_hidden_size % tp:
         raise user_error(
             "tensor-parallel size",
             tp,
             f"a divisor of the {config.num_attention_heads} heads and of ffn_hidden_size {config.ffn_hidden_size}",
-            f"Nearest: {_nearest_divisors(tp, config.num_attention_heads, config.ffn_hidden_size)}.",
+            f"Nearest: {nearest_divisors(tp, config.num_attention_heads, config.ffn_hidden_size)}.",
         )
-    if config.cp_comm_type == "a2a" and config.num_attention_heads // tp % cp:
-        raise user_error(
-            "context-parallel size",
-            cp,
-            f"a divisor of the {config.num_attention_heads // tp} heads of a rank, with cp_comm_type 'a2a'",
-            f"Nearest: {_nearest_divisors(cp, config.num_attention_heads // tp)}; or cp_comm_type 'p2p'.",
-        )
-    _check_pipeline(config, pp)
-    if config.sequence_parallel and tp == 1:
-        raise user_error(
-            "sequence_parallel", True, "a tensor-parallel size of 2 or more", "Switch it off, or raise that size."
-        )
-    parts = cp * tp if config.sequence_parallel else cp
-    if num_tokens is not None and num_tokens % parts:
-        raise user_error(
-            "context-parallel size" + (" x tensor-parallel size" if config.sequence_parallel else ""),
-            parts,
-            f"a divisor of the {num_tokens} tokens of a sample",
-            f"Nearest: {_nearest_divisors(parts, num_tokens)}; or tokens: {_nearest_multiples(num_tokens, parts)}.",
-        )
-
-
-def _check_pipeline(config: DiTConfig, pp: int) -> None:
+    check_groups(config, tp, pp, cp)
     if pp > 1 and not config.variable_seq_lengths:
         raise user_error(
             "variable_seq_lengths",
@@ -264,30 +227,11 @@ def _check_pipeline(config: DiTConfig, pp: int) -> None:
             "True where the model is cut into pipeline stages, for more crosses than a sample has tokens",
             "Leave it as it is by default.",
         )
-    if config.pipeline_model_parallel_layout is not None or config.num_layers_in_first_pipeline_stage is not None:
-        return  # Megatron has checked layouts that the user wrote by hand.
-    chunks = config.virtual_pipeline_model_parallel_size or 1
-    if config.num_layers % (pp * chunks):
-        fitting = [
-            size // chunks for size in range(chunks, config.num_layers + 1, chunks) if config.num_layers % size == 0
-        ]
+    parts = cp * tp if config.sequence_parallel else cp
+    if num_tokens is not None and num_tokens % parts:
         raise user_error(
-            "pipeline-parallel size",
-            pp,
-            f"a divisor of the {config.num_layers} layers" + (f" over {chunks} virtual stages" if chunks > 1 else ""),
-            f"Nearest: {_nearest(pp, fitting)}.",
+            "context-parallel size" + (" x tensor-parallel size" if config.sequence_parallel else ""),
+            parts,
+            f"a divisor of the {num_tokens} tokens of a sample",
+            f"Nearest: {nearest_divisors(parts, num_tokens)}; or tokens: {nearest_multiples(num_tokens, parts)}.",
         )
-
-
-def _nearest_divisors(wanted: int, *numbers: int) -> str:
-    return _nearest(wanted, [size for size in range(1, min(numbers) + 1) if all(n % size == 0 for n in numbers)])
-
-
-def _nearest_multiples(wanted: int, unit: int) -> str:
-    below = wanted // unit * unit
-    return _nearest(wanted, [size for size in (below, below + unit) if size > 0])
-
-
-def _nearest(wanted: int, fitting: list[int]) -> str:
-    below, above = [s for s in fitting if s <= wanted], [s for s in fitting if s > wanted]
-    return " or ".join(str(size) for size in (*below[-1:], *above[:1])) or "none"

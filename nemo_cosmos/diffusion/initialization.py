@@ -1,18 +1,15 @@
-"""First weights of a DiT, the same in every parallel layout.
-
-Each weight is drawn whole from a generator seeded by the run's seed and the weight's name, then cut: so a model on many
-ranks starts where a model on one rank starts.
-"""
+"""First weights of a DiT, the same in every parallel layout (see `nemo_cosmos.transformer.weights`)."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+
+from nemo_cosmos.transformer.weights import generator_of, own_part
 
 _COLUMN_PARALLEL = ("linear_qkv.weight", "linear_q.weight", "linear_kv.weight", "linear_fc1.weight")
 _ROW_PARALLEL = ("linear_proj.weight", "linear_fc2.weight")
@@ -76,11 +73,8 @@ def _draw(name: str, tensor: torch.Tensor, axis: int | None, seed: int, groups: 
     shape = list(tensor.shape)
     if axis is not None:
         shape[axis] *= groups.tp.size()
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7]))
-    whole = _first_values(name, shape, generator)
-    if axis is not None:
-        whole = whole.chunk(groups.tp.size(), dim=axis)[groups.tp.rank()]
-    tensor.copy_(whole)
+    whole = _first_values(name, shape, generator_of(seed, name))
+    tensor.copy_(own_part(whole, axis, groups.tp))
 
 
 def _first_values(name: str, shape: list[int], generator: torch.Generator) -> torch.Tensor:

@@ -16,10 +16,10 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
 from nemo_cosmos.diffusion.adaln import AdaLNLoRA, add_gated, modulate
-from nemo_cosmos.diffusion.attention import CosmosCrossAttention, CosmosSelfAttention, CrossAttentionSubmodules
 from nemo_cosmos.diffusion.config import DiTConfig
-from nemo_cosmos.diffusion.recompute import recomputes_module, run_recomputed
 from nemo_cosmos.parallel.backend import Backend
+from nemo_cosmos.transformer.attention import CosmosCrossAttention, CosmosSelfAttention, CrossAttentionSubmodules
+from nemo_cosmos.transformer.recompute import recomputes_module, run_recomputed
 
 
 @dataclass(frozen=True, kw_only=True)

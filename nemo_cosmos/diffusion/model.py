@@ -29,8 +29,7 @@ from nemo_cosmos.diffusion.embeddings import ConditionEmbedder, PatchEmbed, Unce
 from nemo_cosmos.diffusion.initialization import initialize_weights, tensor_parallel_axis
 from nemo_cosmos.diffusion.layer_spec import BlockInputs, DiTBlock, dit_block_spec
 from nemo_cosmos.diffusion.packing import Pack, check_pack, check_packed_layout
-from nemo_cosmos.diffusion.positions import Grid, LearnablePositions, learned_positions, sincos_positions
-from nemo_cosmos.diffusion.recompute import run_blocks
+from nemo_cosmos.diffusion.positions import LearnablePositions, learned_positions, sincos_positions
 from nemo_cosmos.diffusion.rope import rope_tables
 from nemo_cosmos.diffusion.stage_input import Conditioning, pack, unpack
 from nemo_cosmos.errors import user_error
@@ -47,6 +46,8 @@ from nemo_cosmos.parallel.tokens import (
     token_shard,
     without_context,
 )
+from nemo_cosmos.transformer.positions import Grid
+from nemo_cosmos.transformer.recompute import run_blocks
 
 Fps = float | torch.Tensor | None
 

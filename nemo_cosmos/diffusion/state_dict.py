@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
-from einops import rearrange
 
 from nemo_cosmos.diffusion.config import DiTConfig
-from nemo_cosmos.errors import UserError, user_error
+from nemo_cosmos.errors import user_error
+from nemo_cosmos.weight_files.fused import check_names, fuse, fused_part, weights_only
 from nemo_cosmos.weight_files.stored_tensor import StoredTensor, Weights, read_all, stored
 
 State = dict[str, torch.Tensor]
@@ -183,15 +183,15 @@ def leaving(weights: Weights, config: DiTConfig, target: Format) -> Weights:
     """
     if target == "diffusers":
         _refuse_what_diffusers_lacks(config)
-    weights, rows = _weights_only(weights), weight_table(config)
-    _check_names(weights, {row.ours for row in rows}, "model state")
+    weights, rows = weights_only(weights), weight_table(config)
+    check_names(weights, {row.ours for row in rows}, "model state")
     moved: dict[str, StoredTensor] = {}
     for row in rows:
         names = getattr(row, target)
         if len(names) == 1:
             moved[names[0]] = weights[row.ours]
         for index, name in enumerate(names if len(names) > 1 else ()):  # no names: the format lacks this weight
-            moved[name] = _part(weights[row.ours], config.num_attention_heads, index, len(names))
+            moved[name] = fused_part(weights[row.ours], config.num_attention_heads, (1,) * len(names), index)
     if target == "reference":
         longest = max(config.token_grid(config.max_latent_size))
         moved[_ROTARY_INDEX] = StoredTensor.of(torch.arange(longest, dtype=torch.float32))
@@ -206,15 +206,16 @@ def entering(weights: Weights, config: DiTConfig, source: Format) -> Weights:
     """
     if source == "diffusers":
         _refuse_what_diffusers_lacks(config)
-    weights = _weights_only(weights)
+    weights = weights_only(weights)
     if source == "reference":
         weights = {name.replace("net.logvar.", "logvar."): w for name, w in weights.items() if name != _ROTARY_INDEX}
     rows = [row for row in weight_table(config) if getattr(row, source)]
-    _check_names(weights, {name for row in rows for name in getattr(row, source)}, f"{source} state")
+    check_names(weights, {name for row in rows for name in getattr(row, source)}, f"{source} state")
     moved: dict[str, StoredTensor] = {}
     for row in rows:
         parts = [weights[name] for name in getattr(row, source)]
-        moved[row.ours] = parts[0] if len(parts) == 1 else _whole(parts, config.num_attention_heads, row.ours)
+        heads, sizes = config.num_attention_heads, (1,) * len(parts)
+        moved[row.ours] = parts[0] if len(parts) == 1 else fuse(parts, heads, sizes, row.ours)
     return moved
 
 
@@ -289,47 +290,3 @@ def _refuse_what_diffusers_lacks(config: DiTConfig) -> None:
         raise user_error(
             "action_dim", config.action_dim, "None", "diffusers has no action layers; convert to 'reference'."
         )
-
-
-def _weights_only(weights: Weights) -> Weights:
-    return {name: weight for name, weight in weights.items() if not name.endswith("_extra_state")}
-
-
-def _check_names(weights: Weights, expected: set[str], what: str) -> None:
-    missing, unknown = sorted(expected - set(weights)), sorted(set(weights) - expected)
-    if missing or unknown:
-        raise UserError(
-            f"{what}: {len(missing)} weights missing {missing[:4]}, {len(unknown)} unknown {unknown[:4]}, "
-            f"expected the {len(expected)} of this configuration. Choose the preset that the checkpoint belongs to, or "
-            "fetch the file again if it is damaged."
-        )
-
-
-def _part(fused: StoredTensor, num_heads: int, index: int, num_parts: int) -> StoredTensor:
-    """One of the weights that stand in a fused one, interleaved head by head."""
-
-    def read() -> torch.Tensor:
-        parts = rearrange(
-            fused.read(), "(heads parts rows) columns -> parts (heads rows) columns", heads=num_heads, parts=num_parts
-        )
-        return parts[index].contiguous()
-
-    rows, columns = fused.shape
-    return StoredTensor(shape=torch.Size((rows // num_parts, columns)), dtype=fused.dtype, read=read)
-
-
-def _whole(parts: list[StoredTensor], num_heads: int, name: str) -> StoredTensor:
-    """The fused weight of several."""
-
-    def read() -> torch.Tensor:
-        together = torch.stack([part.read() for part in parts])
-        return rearrange(together, "parts (heads rows) columns -> (heads parts rows) columns", heads=num_heads)
-
-    first = parts[0]
-    if len(first.shape) != 2 or any((part.shape, part.dtype) != (first.shape, first.dtype) for part in parts):
-        got = [(list(part.shape), str(part.dtype)) for part in parts]
-        raise user_error(
-            f"parts of {name}", got, "matrices of one shape and type", "Convert a checkpoint of one model."
-        )
-    rows, columns = first.shape
-    return StoredTensor(shape=torch.Size((rows * len(parts), columns)), dtype=first.dtype, read=read)

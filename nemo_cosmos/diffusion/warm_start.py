@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from nemo_cosmos.diffusion.initialization import tensor_parallel_axis
 from nemo_cosmos.diffusion.model import CosmosDiT
-from nemo_cosmos.errors import UserError
-from nemo_cosmos.weight_files.hub import local_path
+from nemo_cosmos.transformer import weights
 
 ACTION_LAYERS = ("conditioning.action_embedder",)
 """Prefix of the layers that a base model may lack; they keep their first values, which leave the base unchanged."""
@@ -28,14 +26,9 @@ def load_whole_weights(model: CosmosDiT, path: str | Path, *, may_lack: tuple[st
     Raises:
         UserError: The file is missing, or a weight is missing or of another shape.
     """
-    path = local_path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Give a .safetensors file of whole weights.")
-    with safe_open(path, framework="pt") as file:
-        copy_whole_weights(model, file.keys(), file.get_tensor, source=str(path), may_lack=may_lack)
+    weights.load_whole_weights(model.global_tensors(), path, _own(model), may_lack=may_lack)
 
 
-@torch.no_grad()
 def copy_whole_weights(
     model: CosmosDiT,
     names: Iterable[str],
@@ -56,21 +49,15 @@ def copy_whole_weights(
     Raises:
         UserError: A weight is missing or of another shape.
     """
-    size, rank, there = model.groups.tp.size(), model.groups.tp.rank(), set(names)
-    for name, tensor in model.global_tensors():
-        if name not in there:
-            if name.startswith(may_lack):
-                continue
-            raise UserError(
-                f"{source}: weight {name} is missing, expected {list(tensor.shape)} on this rank. "
-                "Give weights of the same architecture."
-            )
-        axis = tensor_parallel_axis(name)
-        whole = read(name)
-        part = whole if axis is None else whole.chunk(size, dim=axis)[rank]
-        if part.shape != tensor.shape:
-            raise UserError(
-                f"{source}: weight {name} has shape {list(whole.shape)}, this rank's share would be "
-                f"{list(part.shape)}, expected {list(tensor.shape)}. Give weights of the same architecture."
-            )
-        tensor.copy_(part)
+    weights.copy_whole_weights(
+        model.global_tensors(),
+        names,
+        read,
+        _own(model),
+        source=source,
+        may_lack=may_lack,
+    )
+
+
+def _own(model: CosmosDiT) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    return lambda name, whole: weights.own_part(whole, tensor_parallel_axis(name), model.groups.tp)

@@ -3,11 +3,11 @@
 Letters: S = query tokens of the whole sequence, L = key tokens, s, l = the tokens of this rank, B = batch,
 N = query heads, G = key/value heads (of this tensor-parallel rank), H = channels per head, n = context-parallel ranks.
 
-Under context parallelism the ranks hold contiguous pieces of the sequence (see `tokens.py`). Self-attention exchanges
-heads for tokens by all-to-all (DeepSpeed Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n;
-otherwise each rank keeps its queries and either gathers all keys and values or passes them around (see `ring.py`).
-Packed sequences are exchanged by heads only: a rank's piece begins and ends within them.
-Cross-attention exchanges nothing: the text is the same on every rank.
+Under context parallelism the ranks hold contiguous pieces of the sequence, or under a causal mask one chunk from its
+front and one from its end (see `tokens.py`). Self-attention exchanges heads for tokens by all-to-all (DeepSpeed
+Ulysses, https://arxiv.org/abs/2309.14509) where the query heads divide by n; otherwise each rank keeps its queries and
+either gathers all keys and values or passes them around (see `ring.py`). Packed sequences are exchanged by heads only:
+a rank's piece begins and ends within them. Cross-attention exchanges nothing: the text is the same on every rank.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.nn import functional
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.blocked_attention import blocked_attention, suits_blocks
 from nemo_cosmos.parallel.ring import ring_attention
-from nemo_cosmos.parallel.tokens import AutogradContext, all_gather_first_axis
+from nemo_cosmos.parallel.tokens import AutogradContext, all_gather_first_axis, natural_order, zigzag
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 _EXCHANGES = ("a2a", "all_gather", "p2p")
@@ -113,9 +113,10 @@ class SDPACoreAttention(MegatronModule):
         if self.cp_comm_type == "p2p":
             return ring_attention(query, key, value, self.group, causal=causal, scale=self.softmax_scale)
         if self._by_heads(query.shape[2]):
-            return self._attend_over_heads(query, key, value, functools.partial(self._attend, causal=causal))
+            attend = self._attend_in_order if causal else functools.partial(self._attend, causal=False)
+            return self._attend_over_heads(query, key, value, attend)
         key, value = (_GatherKeys.apply(x, self.group) for x in (key, value))
-        return self._attend(query, key, value, causal, first_query=self.group.rank() * query.shape[0])
+        return self._attend_chunks(query, key, value) if causal else self._attend(query, key, value, causal)
 
     def _attend_packed(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, packed: PackedSeqParams
@@ -157,9 +158,22 @@ class SDPACoreAttention(MegatronModule):
             "s B N H -> s B (N H)",
         )
 
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, first_query: int = 0
-    ) -> torch.Tensor:
+    def _attend_in_order(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attends, under a causal mask, tokens of the whole sequence that stand in the order of the ranks."""
+        num_ranks = self.group.size()
+        query, key, value = (natural_order(x, num_ranks) for x in (query, key, value))
+        return zigzag(self._attend(query, key, value, causal=True), num_ranks)
+
+    def _attend_chunks(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attends this rank's two chunks of queries each to the keys up to its own last one."""
+        rank, num_ranks, length = self.group.rank(), self.group.size(), query.shape[0] // 2
+        key, value = (natural_order(x, num_ranks) for x in (key, value))
+        stops = [(chunk + 1) * length for chunk in (rank, 2 * num_ranks - 1 - rank)]
+        chunks = zip(query.split(length), stops, strict=True)
+        return torch.cat([self._attend(chunk, key[:stop], value[:stop], causal=True) for chunk, stop in chunks])
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+        """Attends; under a causal mask the last query is at the place of the last key."""
         if key.shape[2] != query.shape[2]:
             repeats = query.shape[2] // key.shape[2]
             key, value = (x.repeat_interleave(repeats, dim=2) for x in (key, value))
@@ -168,8 +182,8 @@ class SDPACoreAttention(MegatronModule):
             return blocked_attention(query, key, value, scale=self.softmax_scale).flatten(2)
         mask = None
         if causal and query.shape[0] != key.shape[0]:
-            positions = first_query + torch.arange(query.shape[0], device=query.device)
-            mask = positions[:, None] >= torch.arange(key.shape[0], device=query.device)
+            shape = (query.shape[0], key.shape[0])
+            mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(key.shape[0] - query.shape[0])
         out = functional.scaled_dot_product_attention(
             rearrange(query, "s B N H -> B N s H"),
             rearrange(key, "l B N H -> B N l H"),

@@ -91,8 +91,8 @@ def te_core_attention(te_attention: type[torch.nn.Module]) -> type[torch.nn.Modu
                 config = copy.copy(config)
                 config.context_parallel_size = 1
             if cp_comm_type is None:
-                heads = config.num_attention_heads // config.tensor_model_parallel_size
-                cp_comm_type = "p2p" if heads % config.context_parallel_size else "a2a"
+                key_heads = config.num_query_groups // config.tensor_model_parallel_size
+                cp_comm_type = "p2p" if key_heads % config.context_parallel_size else "a2a"
             super().__init__(config, layer_number, attn_mask_type, attention_type, cp_comm_type=cp_comm_type, **kwargs)
             self._sharing = (self.cp_group, self.cp_global_ranks, self.cp_stream, cp_comm_type)
 

@@ -1,7 +1,8 @@
 """Attention whose keys and values pass around a ring of context-parallel ranks (Megatron's `cp_comm_type` "p2p").
 
 Letters: s = query tokens of this rank, l = key tokens of one rank, B = batch, N = query heads, G = key/value heads,
-r = query heads per key head, H = channels per head, n = ranks. Ranks hold contiguous pieces of the sequence.
+r = query heads per key head, H = channels per head, n = ranks. Ranks hold contiguous pieces of the sequence, or under a
+causal mask two chunks of it each (`tokens.CausalShard`), so that every rank has as much to do with every block.
 
 No rank ever holds more than two ranks' keys, nor more scores than those of its own queries with one rank's keys. The
 softmax over all keys is built up block by block: each block gives an output and the logarithm of its normaliser (lse),
@@ -38,7 +39,7 @@ def ring_attention(
         query_sBNH: Queries of this rank.
         key_lBGH: Keys of this rank; G divides N.
         value_lBGH: Values of this rank.
-        group: The ranks, in the order of their tokens; all hold equally many.
+        group: The ranks, in the order of their tokens, or of their first chunks; all hold equally many.
         causal: Whether a token sees only itself and those before it.
         scale: Factor on the scores; 1 / sqrt(H) where None.
 
@@ -68,13 +69,13 @@ class _RingAttention(torch.autograd.Function):
         out = torch.zeros_like(scaled)
         lse = torch.full_like(scaled[..., :1], -torch.inf)
         for origin, (key, value) in _blocks(keys_values, group):
-            if causal and origin > group.rank():
-                continue
-            scores = _scores(scaled, key, causal and origin == group.rank())
+            queries, keys, diagonal = _visible(origin, group.rank(), query.shape[-2], key.shape[-2], causal)
+            scores = _scores(scaled[..., queries, :], key[..., keys, :], diagonal)
             block_lse = scores.logsumexp(dim=-1, keepdim=True)
-            joined = torch.logaddexp(lse, block_lse)
-            out = out * (lse - joined).exp() + (scores - joined).exp() @ value.float()
-            lse = joined
+            joined = torch.logaddexp(lse[..., queries, :], block_lse)
+            out[..., queries, :] *= (lse[..., queries, :] - joined).exp()
+            out[..., queries, :] += (scores - joined).exp() @ value[..., keys, :].float()
+            lse[..., queries, :] = joined
         ctx.save_for_backward(query, keys_values, out, lse)
         ctx.group, ctx.causal, ctx.scale = group, causal, scale
         return out
@@ -90,14 +91,29 @@ class _RingAttention(torch.autograd.Function):
         # The gradient of a rank's keys travels with them: after n passes it is home, with every rank's part in it.
         grad_keys_values = torch.zeros_like(keys_values, dtype=torch.float32)
         for origin, (key, value) in _blocks(keys_values, group):
-            if not causal or origin <= group.rank():
-                probabilities = (_scores(scaled, key, causal and origin == group.rank()) - lse).exp()
-                grad_scores = probabilities * (grad_out @ value.float().mT - weighted_mean)
-                grad_scaled += grad_scores @ key.float()
-                grad_keys_values[0] += (grad_scores.mT @ scaled).sum(dim=2, keepdim=True)
-                grad_keys_values[1] += (probabilities.mT @ grad_out).sum(dim=2, keepdim=True)
+            queries, keys, diagonal = _visible(origin, group.rank(), query.shape[-2], key.shape[-2], causal)
+            key, value = key[..., keys, :], value[..., keys, :].float()
+            probabilities = (_scores(scaled[..., queries, :], key, diagonal) - lse[..., queries, :]).exp()
+            grad_scores = probabilities * (grad_out[..., queries, :] @ value.mT - weighted_mean[..., queries, :])
+            grad_scaled[..., queries, :] += grad_scores @ key.float()
+            grad_key, grad_value = grad_keys_values[..., keys, :]
+            grad_key += (grad_scores.mT @ scaled[..., queries, :]).sum(dim=2, keepdim=True)
+            grad_value += (probabilities.mT @ grad_out[..., queries, :]).sum(dim=2, keepdim=True)
             grad_keys_values = _start_pass(grad_keys_values, group)()
         return (grad_scaled * ctx.scale).to(query.dtype), grad_keys_values.to(keys_values.dtype), None, None, None
+
+
+def _visible(origin: int, rank: int, num_queries: int, num_keys: int, causal: bool) -> tuple[slice, slice, bool]:
+    """Which of a rank's queries see which keys of another, and whether a triangular mask is between them.
+
+    Of a rank that comes before, all see the chunk from the front alone; of one that comes after, those of the chunk
+    from the end see both. So two ranks always have half of all pairs of their tokens.
+    """
+    if not causal or origin == rank:
+        return slice(None), slice(None), causal
+    if origin < rank:
+        return slice(None), slice(num_keys // 2), False
+    return slice(num_queries // 2, None), slice(None), False
 
 
 def _scores(scaled: torch.Tensor, key: torch.Tensor, diagonal: bool) -> torch.Tensor:

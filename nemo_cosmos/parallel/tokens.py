@@ -17,10 +17,16 @@ counted once per context-parallel rank: wrap it in `count_once`.
 **Images.** A picture has few tokens: cutting them costs more than it saves. Context-parallel ranks then share the
 samples of a batch instead (`share_samples`), each computing its own ones as a single rank would (`without_context`);
 `join_samples` makes the whole batch of them again on every rank, so that the loss is the same and so is the convention.
+
+**Causal sequences.** The later a token, the more keys it sees: of contiguous pieces the last would cost most. Here each
+of n ranks holds two of 2 n chunks, one from the front and one from the end (`CausalShard`), which balances the load,
+and is how TransformerEngine has them. A sequence is put into that order before it is split (`zigzag`) and back into its
+own after it is gathered (`natural_order`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +88,72 @@ def gather_tokens(x_sBD: torch.Tensor, groups: ProcessGroupCollection, *, sequen
     """Joins the pieces of all ranks along axis 0. The backward pass takes this rank's piece of the gradient."""
     x_sBD = _Gather.apply(x_sBD, groups.tp) if sequence_parallel else x_sBD
     return _Gather.apply(x_sBD, groups.cp)
+
+
+@dataclass(frozen=True)
+class CausalShard:
+    """The tokens of a causal sequence of `total` tokens that one of `size` context-parallel ranks computes."""
+
+    total: int
+    rank: int = 0
+    size: int = 1
+
+    def __len__(self) -> int:
+        """Number of tokens of this rank."""
+        return self.total // self.size
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Where they stand in the sequence; int64 [s], ascending."""
+        return zigzag(torch.arange(self.total, device=device), self.size).chunk(self.size)[self.rank]
+
+
+def causal_shard(total: int, groups: ProcessGroupCollection, *, sequence_parallel: bool) -> CausalShard:
+    """Finds this rank's tokens of a causal sequence.
+
+    Args:
+        total: Tokens in the whole sequence.
+        groups: Process groups; `cp` and, with sequence parallelism, `tp` are used.
+        sequence_parallel: Whether the tensor-parallel ranks split each rank's tokens once more.
+
+    Raises:
+        UserError: The tokens cannot be cut into equal chunks.
+    """
+    unit = causal_unit(groups.cp.size(), groups.tp.size() if sequence_parallel else 1)
+    if total % unit:
+        raise user_error(
+            "num_tokens",
+            total,
+            f"a multiple of {unit} (twice the context-parallel size, and with sequence parallelism of the product with "
+            "the tensor-parallel size)",
+            "Pad the sequence, change the video's size or length, or use fewer ranks.",
+        )
+    return CausalShard(total, groups.cp.rank(), groups.cp.size())
+
+
+def causal_unit(context: int, tensor: int) -> int:
+    """What the number of tokens of a causal sequence must be a multiple of.
+
+    Args:
+        context: Context-parallel size.
+        tensor: Size of the tensor-parallel group that splits the tokens; 1 without sequence parallelism.
+    """
+    return math.lcm(2 * context, context * tensor) if context > 1 else tensor
+
+
+def zigzag(x_S: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """Puts a sequence (axis 0) into the order in which contiguous pieces are those of `CausalShard`."""
+    if num_ranks == 1:
+        return x_S
+    chunks = x_S.chunk(2 * num_ranks)
+    return torch.cat([chunk for rank in range(num_ranks) for chunk in (chunks[rank], chunks[-1 - rank])])
+
+
+def natural_order(x_S: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """The inverse of `zigzag`."""
+    if num_ranks == 1:
+        return x_S
+    chunks = x_S.chunk(2 * num_ranks)
+    return torch.cat([*chunks[0::2], *reversed(chunks[1::2])])
 
 
 class SingleRank:

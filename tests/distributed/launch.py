@@ -14,6 +14,7 @@ _PRELOAD = [
     "torch",
     "megatron.core.optimizer",
     "megatron.core.dist_checkpointing",
+    "nemo_cosmos.autoregressive.model",
     "nemo_cosmos.diffusion.model",
     "nemo_cosmos.tokenizer.megatron_model",
     "nemo_cosmos.training.defaults",

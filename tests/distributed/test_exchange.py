@@ -13,7 +13,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel import startup
 from nemo_cosmos.parallel.attention import SDPACoreAttention
-from nemo_cosmos.parallel.tokens import count_once, gather_tokens, split_tokens, token_shard
+from nemo_cosmos.parallel.tokens import (
+    causal_shard,
+    count_once,
+    gather_tokens,
+    natural_order,
+    split_tokens,
+    token_shard,
+    zigzag,
+)
 from tests.distributed.launch import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -34,11 +42,13 @@ CASES = [
 ]
 
 
-def check_attention(rank: int, folder: Path) -> None:
-    with startup.initialize(context=2):
+def check_attention(rank: int, folder: Path, num_ranks: int) -> None:
+    with startup.initialize(context=num_ranks):
         groups = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp"])
         for heads, key_heads, mask, exchange in CASES:
             compare_attention(groups, heads, key_heads, mask, exchange)
+        if num_ranks == 4:
+            return
         config = TransformerConfig(num_layers=1, hidden_size=12, num_attention_heads=3, attention_dropout=0.0)
         strict = SDPACoreAttention(config, 1, AttnMaskType.no_mask, "self", cp_comm_type="a2a", pg_collection=groups)
         x = torch.zeros(4, 1, 3, HEAD_DIM)
@@ -68,8 +78,9 @@ def compare_attention(
     core = SDPACoreAttention(config, 1, mask, "self", cp_comm_type=exchange, pg_collection=groups)
     whole, split = random_qkv(heads, key_heads), random_qkv(heads, key_heads)
     expected = one_rank_attention(whole, mask == AttnMaskType.causal)
-    pieces = [split_tokens(x, groups, sequence_parallel=False) for x in split]
-    got = gather_tokens(core(*pieces), groups, sequence_parallel=False)
+    num_ranks = groups.cp.size() if mask == AttnMaskType.causal else 1
+    pieces = [split_tokens(zigzag(x, num_ranks), groups, sequence_parallel=False) for x in split]
+    got = natural_order(gather_tokens(core(*pieces), groups, sequence_parallel=False), num_ranks)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     (got * weights).sum().backward()
@@ -101,13 +112,18 @@ def check_tokens(rank: int, folder: Path) -> None:
         assert torch.equal(x.grad, factors.expand_as(x))
         with pytest.raises(UserError, match="a multiple of 4"):
             token_shard(10, groups, sequence_parallel=True)
+        causal = causal_shard(12, groups, sequence_parallel=True)
+        assert causal.positions(x.device).tolist() == [[0, 1, 2, 9, 10, 11], [3, 4, 5, 6, 7, 8]][groups.cp.rank()]
+        with pytest.raises(UserError, match="a multiple of 4"):
+            causal_shard(10, groups, sequence_parallel=True)
         y = torch.ones(1, requires_grad=True)
         count_once(y, groups.cp).backward()
         assert y.grad.item() == 0.5
 
 
-def test_attention_over_context_parallel_ranks(tmp_path: Path) -> None:
-    run_ranks(check_attention, 2, tmp_path)
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_attention_over_context_parallel_ranks(num_ranks: int, tmp_path: Path) -> None:
+    run_ranks(check_attention, num_ranks, tmp_path, num_ranks)
 
 
 def test_tokens_over_context_and_sequence_parallel_ranks(tmp_path: Path) -> None:

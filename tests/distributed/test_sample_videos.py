@@ -11,8 +11,9 @@ from nemo_cosmos.diffusion.conditioning import ConditioningConfig
 from nemo_cosmos.diffusion.step import DiffusionModel
 from nemo_cosmos.generation.sample_videos import SampleVideos
 from nemo_cosmos.parallel import startup
-from tests.distributed.dit_step import give_every_weight_a_value, named_parameters
+from tests.distributed.dit_step import DIT
 from tests.distributed.launch import run_ranks
+from tests.distributed.megatron_step import give_every_weight_a_value, named_parameters
 from tests.distributed.same import assert_same
 from tests.unit.diffusion.tiny_run import Latents, tiny_dit
 
@@ -26,7 +27,7 @@ def sampled(num_stages: int) -> torch.Tensor:
         model = DiffusionModel(config, conditioning=ConditioningConfig(max_condition_frames=1))
         model.configure_model()
         network = model.module.eval()
-        give_every_weight_a_value([network], {name: weight.shape for name, weight in named_parameters([network])})
+        give_every_weight_a_value(DIT, [network], {name: weight.shape for name, weight in named_parameters([network])})
         sampling = SampleVideos(every=1, tokenizer="tokenizer_tiny", num_steps=2, guidance=1.0)
         item = Latents()[0]
         return sampling._generate(item, item["latent"][None], model, network, seed=3)

@@ -7,14 +7,15 @@ import math
 import pytest
 import torch
 
-from nemo_cosmos.diffusion import recompute
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.embeddings import timestep_features
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.positions import sincos_positions
-from nemo_cosmos.diffusion.rope import apply_rope, axis_channels, rope_tables
+from nemo_cosmos.diffusion.rope import rope_tables
 from nemo_cosmos.diffusion.stage_input import Conditioning, pack, unpack
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.transformer import recompute
+from nemo_cosmos.transformer.rotary import apply_rope, axis_channels
 
 BATCH, FRAMES, SIZE = 2, 3, 8
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 
 from nemo_cosmos.diffusion.positions import sincos_positions
-from nemo_cosmos.diffusion.rope import apply_rope, rope_tables
+from nemo_cosmos.diffusion.rope import rope_tables
+from nemo_cosmos.transformer.rotary import apply_rope
 
 
 def test_tables_of_a_generation_serve_training() -> None:

@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.utils.checkpoint import checkpoint
 
-from nemo_cosmos.diffusion.config import DiTConfig
 
-
-def run_recomputed(function: Callable[..., torch.Tensor], *args: Any, config: DiTConfig) -> torch.Tensor:  # noqa: ANN401 - of `function`
+def run_recomputed(function: Callable[..., torch.Tensor], *args: Any, config: TransformerConfig) -> torch.Tensor:  # noqa: ANN401 - of `function`
     """Calls a function and keeps nothing but its arguments for the backward pass, which calls it again."""
     # Without dropout nothing random is drawn in a block, so there is no random state to keep.
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=config.attention_dropout > 0)
 
 
-def recomputes_module(config: DiTConfig, name: str) -> bool:
+def recomputes_module(config: TransformerConfig, name: str) -> bool:
     """Whether selective recomputation covers a part of the block: `core_attn` or `mlp`."""
     return config.recompute_granularity == "selective" and name in config.recompute_modules
 
@@ -26,7 +25,7 @@ def run_blocks(
     blocks: Sequence[Callable[..., torch.Tensor]],
     hidden: torch.Tensor,
     *args: Any,  # noqa: ANN401 - of the blocks
-    config: DiTConfig,
+    config: TransformerConfig,
 ) -> torch.Tensor:
     """Runs the blocks of a stage in turn.
 

@@ -1,0 +1,294 @@
+"""The autoregressive WFM as a NeMo Lightning module: what one training step does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from megatron.core.optimizer import OptimizerConfig
+from nemo.lightning import io
+from nemo.lightning.megatron_parallel import MegatronLossReduction
+from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
+from torch import nn
+
+from nemo_cosmos.autoregressive.architecture import architecture_of
+from nemo_cosmos.autoregressive.config import ARConfig, check_layout
+from nemo_cosmos.autoregressive.flops import training_flops
+from nemo_cosmos.autoregressive.model import CosmosAR, LabelTerms
+from nemo_cosmos.autoregressive.objective import next_token_loss, token_sequences
+from nemo_cosmos.autoregressive.warm_start import load_whole_weights
+from nemo_cosmos.contracts import LatentCacheCard
+from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.device import current_device
+from nemo_cosmos.parallel.loss import MeanLossReduction
+from nemo_cosmos.parallel.stages import stage_ends
+from nemo_cosmos.parallel.tokens import causal_unit
+
+Batch = dict[str, Any]
+"""Tensors by name."""
+
+_PAD_TO = 64
+"""Length that sequences with special tokens are a multiple of, as published; more where the layout asks for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenConfig:
+    """What is given, what is learned, and how it is weighed."""
+
+    num_condition_latents_t: int = 1
+    """Latent frames given from the start. A picture, of one latent frame, is given none."""
+    z_loss_coeff: float = 1e-4
+    """Weight of the z-loss."""
+    text_dropout: float = 0.0
+    """Probability of replacing a sample's text states by zeros."""
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        if self.num_condition_latents_t < 0 or self.z_loss_coeff < 0:
+            got = (self.num_condition_latents_t, self.z_loss_coeff)
+            raise user_error("num_condition_latents_t, z_loss_coeff", got, "0 or more", "Correct the recipe.")
+        if not 0 <= self.text_dropout <= 1:
+            raise user_error("text_dropout", self.text_dropout, "a probability in [0, 1]", "Correct the recipe.")
+
+
+class NextTokenLossReduction(MeanLossReduction):
+    """Loss of a micro-batch, from the label terms that the last pipeline stage gives.
+
+    Args:
+        z_loss_coeff: Weight of the z-loss.
+    """
+
+    def __init__(self, z_loss_coeff: float) -> None:
+        super().__init__()
+        self._z_loss_coeff = z_loss_coeff
+
+    def forward(self, batch: Batch, forward_out: LabelTerms) -> tuple[torch.Tensor, Batch]:
+        """Cross entropy of what is to be learned, and the z-loss; samples count alike."""
+        loss_B, cross_entropy_B = next_token_loss(
+            *forward_out, batch["predicts"], batch["counted"], z_loss_coeff=self._z_loss_coeff
+        )
+        loss = loss_B.mean()
+        # Cloned, because Megatron scales the loss in place.
+        return loss, {
+            "avg": loss.detach().clone().view(1),
+            "cross_entropy": cross_entropy_B.detach().mean().view(1),
+        }
+
+
+class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
+    """A Cosmos autoregressive WFM under next-token prediction.
+
+    Args:
+        config: The network.
+        objective: What is given and how the loss is weighed.
+        optim: Optimizer; AdamW when absent.
+        init_from: Safetensors file of whole weights to start from; None starts anew.
+        may_lack: Prefixes of names that `init_from` may lack; such weights keep their first values, as those of text do
+            where a model without text is to learn to take it.
+        seed: Of the draws of text dropout.
+    """
+
+    def __init__(
+        self,
+        config: ARConfig,
+        *,
+        objective: NextTokenConfig | None = None,
+        optim: OptimizerModule | None = None,
+        init_from: str | None = None,
+        may_lack: tuple[str, ...] = (),
+        seed: int = 1234,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.objective = objective or NextTokenConfig()
+        self.init_from, self.may_lack = init_from, may_lack
+        self.seed = seed
+        self.optim = optim or MegatronOptimizerModule(
+            config=OptimizerConfig(lr=1e-4, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95, bf16=config.bf16)
+        )
+        self.optim.connect(self)
+        self._work = (0, 0)
+        self._training_loss: NextTokenLossReduction | None = None
+        self._validation_loss: NextTokenLossReduction | None = None
+
+    def card_fields(self) -> dict[str, Any]:
+        """What a checkpoint's card says of the model."""
+        size = f"{self.config.num_layers}x{self.config.hidden_size}"
+        kind = "" if self.config.crossattn_emb_channels is None else "_video2world"
+        return {"model": f"autoregressive_{size}{kind}", "config": architecture_of(self.config)}
+
+    def check_data(self, *cards: LatentCacheCard) -> None:
+        """Refuses tokens that the network cannot take in its layout; the strategy calls it before anything is built.
+
+        Args:
+            *cards: Of the caches that are trained on.
+
+        Raises:
+            UserError: Latents are continuous, the text's width is not the model's, all frames would be given, or the
+                ranks cannot share the tokens.
+        """
+        config = self.config
+        for card in cards:
+            if card.continuous or len(card.latent_shape) != 3:
+                raise user_error(
+                    "latent_shape of the cache",
+                    card.latent_shape,
+                    "[T, H, W], codes of a discrete tokenizer",
+                    "Write another cache with a DV tokenizer.",
+                )
+            if config.crossattn_emb_channels not in (None, card.text_dim):
+                raise user_error(
+                    "text_dim of the cache",
+                    card.text_dim,
+                    f"{config.crossattn_emb_channels}, the model's crossattn_emb_channels",
+                    "Tokenize with the text encoder that the model is made for, or change the model.",
+                )
+            self._num_condition_latents(card.latent_shape[0])
+            length = config.num_first + math.prod(card.latent_shape)
+            check_layout(
+                config,
+                config.tensor_model_parallel_size,
+                config.pipeline_model_parallel_size,
+                config.context_parallel_size,
+                length + -length % self._multiple_of,
+            )
+
+    @property
+    def _multiple_of(self) -> int:
+        """What sequences are padded to; 1 where the model has no token to pad with."""
+        if not self.config.special_tokens:
+            return 1
+        tensor = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+        return math.lcm(_PAD_TO, causal_unit(self.config.context_parallel_size, tensor))
+
+    def _num_condition_latents(self, num_frames: int) -> int:
+        given = 0 if num_frames == 1 else self.objective.num_condition_latents_t
+        if given >= num_frames:
+            raise user_error(
+                "num_condition_latents_t",
+                given,
+                f"fewer than the {num_frames} latent frames of a sample",
+                "Lower it, or train on longer videos.",
+            )
+        return given
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Builds this rank's share of the network, once the process groups are there."""
+        if not hasattr(self, "module"):
+            if self.config.virtual_pipeline_model_parallel_size is not None:
+                vp_stage = vp_stage or 0  # Lightning builds the first chunk and knows of no others.
+            self.module: nn.Module = CosmosAR(self.config, vp_stage=vp_stage, **stage_ends(vp_stage))
+            if self.init_from is not None:
+                load_whole_weights(self.module, self.init_from, may_lack=self.may_lack)
+
+    def reinit(self) -> AutoregressiveModel:
+        """Gives a module for a further chunk of an interleaved pipeline; called by NeMo.
+
+        NeMo's own way would build the configuration anew from its arguments, without the layout that the strategy has
+        put into it since.
+        """
+        return AutoregressiveModel(
+            self.config, objective=self.objective, init_from=self.init_from, may_lack=self.may_lack, seed=self.seed
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | LabelTerms:  # noqa: ANN401 - hands on to the network
+        """The network; see `CosmosAR.forward`."""
+        return self.module(*args, **kwargs)
+
+    def data_step(self, dataloader_iter: Iterator[Any]) -> Batch:
+        """Takes the next batch and makes the network's input from it; the same on every pipeline stage."""
+        batch = next(dataloader_iter)
+        batch = batch[0] if isinstance(batch, tuple) else batch
+        made = self.sequences(batch)
+        self._count(made)
+        return move_data_to_device(made, current_device())
+
+    def sequences(self, batch: Batch) -> Batch:
+        """Makes sequences and labels of a batch of tokenized videos.
+
+        Args:
+            batch: `tokens` (int32 [B, T, H, W]); `loss_mask` (bool [B, T, H, W], True where a token is to be learned),
+                where not all are; `text_emb` ([B, L, C], padding zeroed) where the network takes text, and `draw_id`
+                (int64 [B]) where text is dropped.
+
+        Returns:
+            The network's inputs and what the loss is of.
+
+        Raises:
+            UserError: A token is no code of the model's vocabulary, or all frames are given.
+        """
+        grid = tuple(batch["tokens"].shape[1:])
+        made = token_sequences(
+            batch["tokens"],
+            self.config,
+            num_condition_latents_t=self._num_condition_latents(grid[0]),
+            loss_mask_BTHW=batch.get("loss_mask"),
+            multiple_of=self._multiple_of,
+        )
+        given = {
+            "tokens": made.tokens_BS,
+            "labels": made.labels_BS,
+            "predicts": made.predicts_BS,
+            "counted": made.counted_BS,
+            "grid": grid,
+        }
+        if self.config.crossattn_emb_channels is not None:
+            given["text_emb"] = batch["text_emb"]
+            if self.objective.text_dropout > 0:
+                keep_B = _keep_text(self.objective.text_dropout, batch["draw_id"], seed=self.seed)
+                given["text_emb"] = batch["text_emb"] * keep_B.view(-1, 1, 1)
+        return given
+
+    def take_work(self) -> tuple[int, int]:
+        """Gives the tokens and the floating-point operations of the batches since the last call, and forgets them.
+
+        Those of this data-parallel rank, over all ranks that share its batches.
+        """
+        work, self._work = self._work, (0, 0)
+        return work
+
+    def _count(self, batch: Batch) -> None:
+        tokens, flops = self._work
+        num_samples, length = batch["tokens"].shape
+        text_length = batch["text_emb"].shape[1] if "text_emb" in batch else 0
+        flops += training_flops(self.config, length, text_length=text_length, num_samples=num_samples)
+        self._work = (tokens + num_samples * length, flops)
+
+    def forward_step(self, batch: Batch) -> torch.Tensor | LabelTerms:
+        """Runs the network."""
+        return self.forward(batch["tokens"], batch["grid"], batch.get("text_emb"), labels_BS=batch["labels"])
+
+    def training_step(self, batch: Batch, batch_idx: int | None = None) -> Any:  # noqa: ANN401 - see forward_step
+        """Lightning's name for `forward_step`."""
+        return self.forward_step(batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int | None = None) -> Any:  # noqa: ANN401 - see forward_step
+        """Lightning's name for `forward_step`."""
+        return self.forward_step(batch)
+
+    @property
+    def training_loss_reduction(self) -> MegatronLossReduction:
+        """The loss, as Megatron's schedules want it."""
+        if self._training_loss is None:
+            self._training_loss = NextTokenLossReduction(self.objective.z_loss_coeff)
+        return self._training_loss
+
+    @property
+    def validation_loss_reduction(self) -> MegatronLossReduction:
+        """The same loss, kept apart since it remembers its batch."""
+        if self._validation_loss is None:
+            self._validation_loss = NextTokenLossReduction(self.objective.z_loss_coeff)
+        return self._validation_loss
+
+
+def _keep_text(dropout: float, draw_ids: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Float 0 or 1, [B]; depends on (seed, draw_id) alone, never on the rank."""
+    # Not torch's CPU generator: it keeps 32 bits of its seed, too few for a pair of keys.
+    drawn = [np.random.Generator(np.random.Philox(key=[seed, key])).random() for key in draw_ids.tolist()]
+    return (torch.tensor(drawn) >= dropout).float()

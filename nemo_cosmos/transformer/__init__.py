@@ -1,0 +1,1 @@
+"""What the transformers of both world models are made of."""

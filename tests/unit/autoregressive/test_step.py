@@ -1,0 +1,132 @@
+"""Training through NeMo Lightning: batches, cards, checks, and going on after a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_cosmos.autoregressive.architecture import config_from
+from nemo_cosmos.autoregressive.flops import training_flops
+from nemo_cosmos.autoregressive.step import AutoregressiveModel, NextTokenConfig
+from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.parallel import startup
+from nemo_cosmos.weight_files.safetensors_files import write_safetensors
+from nemo_cosmos.weight_files.stored_tensor import stored
+from tests.unit.autoregressive.test_model import WITH_TEXT, config_for, model_for
+from tests.unit.autoregressive.tiny_run import GRID, Codes, run
+
+
+@pytest.fixture(autouse=True)
+def _closed_groups() -> Iterator[None]:
+    yield
+    startup.shutdown()
+
+
+CARD = LatentCacheCard(
+    tokenizer="tiny",
+    tokenizer_fingerprint="f",
+    continuous=False,
+    latent_shape=GRID,
+    num_frames=9,
+    height=16,
+    width=32,
+    latent_mean=(),
+    latent_std=(),
+    text_encoder="tiny",
+    text_dim=12,
+    text_length=5,
+)
+
+
+def batch_of(*indices: int) -> dict[str, torch.Tensor]:
+    items = [{**Codes()[i], "draw_id": torch.tensor(i)} for i in indices]
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def test_a_batch_becomes_sequences() -> None:
+    model = AutoregressiveModel(config_for(**WITH_TEXT))
+    batch = batch_of(0, 1)
+    made = model.data_step(iter([(batch, 0, 0)]))
+    assert made["tokens"].shape == (2, 64) and made["grid"] == GRID  # 1 + 16 codes, padded as published
+    assert made["counted"].sum(dim=1).tolist() == [8, 8]
+    assert torch.equal(made["text_emb"], batch["text_emb"])
+    flops = training_flops(model.config, 64, text_length=5, num_samples=2)
+    assert model.take_work() == (128, flops) and model.take_work() == (0, 0)
+    picture = {**batch, "tokens": batch["tokens"][:, :1]}
+    assert model.sequences(picture)["counted"].sum(dim=1).tolist() == [8, 8]  # none of its codes is given
+    bare = AutoregressiveModel(config_for())
+    assert bare.sequences(batch)["tokens"].shape == (2, 16) and "text_emb" not in bare.sequences(batch)
+
+
+def test_text_is_dropped_by_the_samples_key_alone() -> None:
+    model = AutoregressiveModel(config_for(**WITH_TEXT), objective=NextTokenConfig(text_dropout=0.5))
+    together = model.sequences(batch_of(*range(16)))["text_emb"]
+    alone = torch.cat([model.sequences(batch_of(i))["text_emb"] for i in range(16)])
+    assert torch.equal(together, alone)
+    kept = together.flatten(1).any(dim=1)
+    assert 2 < kept.sum() < 14
+    assert torch.equal(together[kept], batch_of(*range(16))["text_emb"][kept])
+
+
+def test_a_run_resumed_inside_an_epoch_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """Sixteen samples of 4 in a batch: step 4 ends the first epoch."""
+    whole = run(tmp_path, steps=5, log={"save_every": 3})
+    startup.shutdown()
+    card = CheckpointCard.from_dict(json.loads((tmp_path / "checkpoints/step=0000003/card.json").read_text()))
+    assert card.model == "autoregressive_4x72_video2world"
+    assert config_from(card.config).vocab_size == 50
+    for lost in (tmp_path / "checkpoints").glob("step=0000005*"):
+        lost.unlink() if lost.is_symlink() else shutil.rmtree(lost)
+    assert run(tmp_path, steps=5) == {step: whole[step] for step in (4, 5)}
+
+
+def test_a_model_without_text_learns_to_take_it(tmp_path: Path, one_rank: torch.device) -> None:
+    shape = {"special_tokens": True, "extra_pos_embed": "sincos"}
+    base = {name: weight.detach() for name, weight in model_for(config_for(**shape)).named_parameters()}
+    write_safetensors(tmp_path / "base.safetensors", stored(base))
+    lacking = tuple(
+        f"layers.{n}.{part}" for n in range(2) for part in ("cross_attention.", "pre_cross_attn_layernorm.")
+    )
+    model = AutoregressiveModel(config_for(**WITH_TEXT), init_from=str(tmp_path / "base.safetensors"), may_lack=lacking)
+    model.configure_model()
+    state = dict(model.module.named_parameters())
+    assert all(torch.equal(state[name], weight) for name, weight in base.items())
+    assert all(name.startswith(lacking) for name in state.keys() - base.keys())
+
+
+@pytest.mark.parametrize(
+    ("card", "layout", "message"),
+    [
+        ({"latent_shape": (16, 2, 8, 8), "continuous": True}, {}, r"latent_shape of the cache: .*expected \[T, H, W\]"),
+        ({"text_dim": 384}, {}, "text_dim of the cache: got 384, expected 12"),
+        ({}, {"context_parallel_size": 5}, None),  # padded to a multiple of ten, too
+        ({}, {"context_parallel_size": 3, "special_tokens": False}, "tokens of a sample: got 16, .*multiple of 6"),
+        ({"latent_shape": (2, 8, 8)}, {"tensor_model_parallel_size": 4}, "tensor-parallel size: got 4"),
+    ],
+)
+def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, message: str | None) -> None:
+    model = AutoregressiveModel(config_for(**WITH_TEXT))
+    for name, value in layout.items():  # as the strategy does
+        setattr(model.config, name, value)
+    told = dataclasses.replace(CARD, **card)
+    if message is None:
+        model.check_data(told)
+        return
+    with pytest.raises(UserError, match=message):
+        model.check_data(told)
+
+
+def test_all_frames_given_leave_nothing_to_learn() -> None:
+    model = AutoregressiveModel(config_for(**WITH_TEXT), objective=NextTokenConfig(num_condition_latents_t=2))
+    with pytest.raises(UserError, match="num_condition_latents_t: got 2, expected fewer than the 2 latent frames"):
+        model.check_data(CARD)
+    model.check_data(dataclasses.replace(CARD, latent_shape=(1, 8, 8)))  # pictures are given none
+    with pytest.raises(UserError, match="text_dropout: got 2, expected a probability"):
+        NextTokenConfig(text_dropout=2)
