@@ -23,6 +23,7 @@ _FIELDS = (
     "yarn",
     "extra_pos_embed",
     "crossattn_emb_channels",
+    "num_medusa_heads",
 )
 """What the weights' names, shapes and meaning depend on; all else in `ARConfig` is how to run it."""
 

@@ -74,6 +74,8 @@ class ARConfig(TransformerConfig):
     """Positions added at the input of every layer, besides the rotary ones."""
     crossattn_emb_channels: int | None = None
     """Width of a text token; None for a model without text."""
+    num_medusa_heads: int = 0
+    """Heads that guess the tokens after the next one (`medusa.py`); they change none of the model's own predictions."""
     init_seed: int = 1234
     """Weights depend on this and on their name alone, never on the parallel layout."""
     backend: BackendName = "auto"
@@ -138,6 +140,8 @@ class ARConfig(TransformerConfig):
                 f"as many embeddings ({self.num_embeddings}) as outputs ({self.num_outputs})",
                 "Leave special_tokens out, or raise make_vocab_size_divisible_by so that padding holds them.",
             )
+        if self.num_medusa_heads < 0:
+            raise user_error("num_medusa_heads", self.num_medusa_heads, "0 or more", "The published models have 9.")
         if self.extra_pos_embed not in ("sincos", None):
             raise user_error("extra_pos_embed", self.extra_pos_embed, "'sincos' or None", "Choose one of these.")
         if self.extra_pos_embed and self.hidden_size % 2:

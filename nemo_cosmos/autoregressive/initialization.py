@@ -16,7 +16,13 @@ from nemo_cosmos.autoregressive.config import ARConfig
 from nemo_cosmos.parallel.pieces import ProcessGroup
 from nemo_cosmos.transformer.weights import generator_of, own_part
 
-_COLUMN_PARALLEL = ("linear_qkv.weight", "linear_q.weight", "linear_kv.weight", "linear_fc1.weight")
+_COLUMN_PARALLEL = (
+    "linear_qkv.weight",
+    "linear_q.weight",
+    "linear_kv.weight",
+    "linear_fc1.weight",
+    "medusa_heads.linear.weight",
+)
 _ROW_PARALLEL = ("linear_proj.weight", "linear_fc2.weight")
 _VOCABULARY_PARALLEL = ("embedding.weight", "output_layer.weight")
 _GATED = "linear_fc1.weight"
@@ -47,7 +53,7 @@ def initialize_weights(
     Source: as the published model, after torchtitan's Llama 3: normal(0.02) layers, those that write to the residual
     stream, and the gated half of the MLP, less by sqrt(2 n) in the n-th layer; normal(1) embeddings;
     normal(D^-0.5) outputs, cut at three standard deviations. Rows that pad the outputs are zero. An embedding that is
-    the output layer too begins as that.
+    the output layer too begins as that. Medusa heads begin as zero, as theirs do.
 
     Args:
         named: Global names (layers numbered over all pipeline stages) and tensors.
@@ -73,6 +79,8 @@ def _draw(name: str, tensor: torch.Tensor, axis: int | None, config: ARConfig, g
 def _first_values(name: str, values: torch.Tensor, config: ARConfig) -> torch.Tensor:
     if name.endswith("norm.weight"):
         return values.fill_(1.0)
+    if name == "medusa_heads.linear.weight":
+        return values.zero_()
     generator = generator_of(config.init_seed, name)
 
     def normal(values: torch.Tensor, std: float, cut: float = 2.0) -> torch.Tensor:

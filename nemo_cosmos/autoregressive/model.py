@@ -28,6 +28,7 @@ from torch import nn
 from nemo_cosmos.autoregressive.config import ARConfig, check_layout
 from nemo_cosmos.autoregressive.initialization import initialize_weights
 from nemo_cosmos.autoregressive.layer_spec import LayerInputs, ar_layer_spec
+from nemo_cosmos.autoregressive.medusa import MedusaHeads
 from nemo_cosmos.autoregressive.positions import rope_tables, sincos_positions
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.backend import get_backend
@@ -39,7 +40,10 @@ from nemo_cosmos.transformer.recompute import run_blocks
 
 
 class LabelTerms(NamedTuple):
-    """The two terms of every token's cross entropy, log Z - logit; float32 [B, S], whole on every rank."""
+    """The two terms of every token's cross entropy, log Z - logit; float32 [B, S] or [B, S, 1 + Medusa heads].
+
+    They are whole on every rank.
+    """
 
     log_z: torch.Tensor
     """Logarithm of the sum of all exponentiated logits."""
@@ -113,6 +117,8 @@ class CosmosAR(MegatronModule):
                 skip_weight_param_allocation=self.share_embeddings_and_output_weights and pre_process,
                 tp_group=groups.tp,
             )
+            if config.num_medusa_heads:
+                self.medusa_heads = MedusaHeads(config, groups)
         initialize_weights(self.global_tensors(), config=config, groups=groups)
         self._mark_embeddings()
 
@@ -131,11 +137,12 @@ class CosmosAR(MegatronModule):
                 video first. Padding may follow.
             grid: Tokens of the video along T, H, W.
             crossattn_emb_BLC: Text tokens, padding zeroed; where the model takes text.
-            labels_BS: The token that each position is to predict, in [0, `vocab_size`); any, where none is.
+            labels_BS: The token that each position is to predict, in [0, `vocab_size`); any, where none is. With the
+                labels of the Medusa heads too [B, S, 1 + heads].
 
         Returns:
-            On the last pipeline stage `LabelTerms` where labels are given, else the logits [B, S, V]; on others the
-            hidden states for the next one.
+            On the last pipeline stage `LabelTerms` of the labels' shape where these are given, else the logits
+            [B, S, V]; on others the hidden states for the next one.
 
         Raises:
             UserError: A size does not fit the model or the layout.
@@ -149,15 +156,15 @@ class CosmosAR(MegatronModule):
         hidden = run_blocks(list(self.layers), hidden, inputs, config=config)
         if not self.post_process:
             return make_viewless_tensor(hidden, requires_grad=True, keep_graph=True)
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits_sBv = self.output_layer(self.final_layernorm(hidden), weight=weight)[0]
+        hidden = self.final_layernorm(hidden)
         if labels_BS is None:
-            logits_sBV = gather_from_tensor_model_parallel_region(logits_sBv, group=groups.tp)[..., : config.vocab_size]
-            return self._join(logits_sBV).transpose(0, 1)
-        terms_sB = vocab_parallel_terms(
-            logits_sBv, labels_BS[:, positions_s].T, groups.tp, vocab_size=config.vocab_size
-        )
-        return LabelTerms(*self._join(torch.stack(terms_sB, dim=-1)).permute(2, 1, 0))
+            logits_sBV = gather_from_tensor_model_parallel_region(self._logits(hidden), group=groups.tp)
+            return self._join(logits_sBV[..., : config.vocab_size]).transpose(0, 1)
+        if labels_BS.ndim == 2:
+            return self._label_terms(hidden, labels_BS[:, positions_s])
+        predictions = zip([hidden, *self.medusa_heads(hidden)], labels_BS[:, positions_s].unbind(-1), strict=True)
+        terms = [self._label_terms(hidden, labels_Bs) for hidden, labels_Bs in predictions]
+        return LabelTerms(*(torch.stack(term, dim=-1) for term in zip(*terms, strict=True)))
 
     def set_input_tensor(self, input_tensor: torch.Tensor | list[torch.Tensor]) -> None:
         """Takes the hidden states that the previous pipeline stage sent; called by Megatron's schedules."""
@@ -202,6 +209,17 @@ class CosmosAR(MegatronModule):
             positions_s1D=positions,
             text_LBC=None if text_BLC is None else text_BLC.transpose(0, 1).to(hidden.dtype).contiguous(),
         )
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """This rank's part, [s, B, v]."""
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        return self.output_layer(hidden, weight=weight)[0]
+
+    def _label_terms(self, hidden: torch.Tensor, labels_Bs: torch.Tensor) -> LabelTerms:
+        terms_sB = vocab_parallel_terms(
+            self._logits(hidden), labels_Bs.T, self.groups.tp, vocab_size=self.config.vocab_size
+        )
+        return LabelTerms(*self._join(torch.stack(terms_sB, dim=-1)).permute(2, 1, 0))
 
     def _join(self, x_sB: torch.Tensor) -> torch.Tensor:
         """Joins the context-parallel ranks' tokens, in the order of the sequence."""

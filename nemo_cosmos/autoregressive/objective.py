@@ -117,11 +117,12 @@ def next_token_loss(
         Cosmos report (arXiv 2501.03575), section 5.2; de Brébisson and Vincent, https://arxiv.org/abs/1604.08859, and
         Chowdhery et al., PaLM, https://arxiv.org/abs/2204.02311, section 5, for the z-loss.
     """
-    cross_entropy_B = _mean_where(log_z_BS - logit_BS, counted_BS)
-    z_loss_B = _mean_where(log_z_BS.square(), predicts_BS)
+    cross_entropy_B = mean_where(log_z_BS - logit_BS, counted_BS)
+    z_loss_B = mean_where(log_z_BS.square(), predicts_BS)
     return cross_entropy_B + z_loss_coeff * z_loss_B, cross_entropy_B
 
 
-def _mean_where(values_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+def mean_where(values_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    """Mean of each sample's values where the mask holds, 0 where it never does; [B], or [B, ...] of further axes."""
     # A mask may leave a sample nothing to be learned.
     return (values_BS * mask_BS).sum(dim=1) / mask_BS.sum(dim=1).clamp(min=1)

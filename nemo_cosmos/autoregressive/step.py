@@ -20,6 +20,7 @@ from torch import nn
 from nemo_cosmos.autoregressive.architecture import architecture_of
 from nemo_cosmos.autoregressive.config import ARConfig, check_layout
 from nemo_cosmos.autoregressive.flops import training_flops
+from nemo_cosmos.autoregressive.medusa import freeze_trunk, medusa_loss, of_later_tokens
 from nemo_cosmos.autoregressive.model import CosmosAR, LabelTerms
 from nemo_cosmos.autoregressive.objective import next_token_loss, token_sequences
 from nemo_cosmos.autoregressive.warm_start import load_whole_weights
@@ -47,12 +48,16 @@ class NextTokenConfig:
     """Weight of the z-loss."""
     text_dropout: float = 0.0
     """Probability of replacing a sample's text states by zeros."""
+    medusa_weight: float = 1.0
+    """Weight of the Medusa heads' loss, where the model has heads."""
+    medusa_only: bool = False
+    """Whether the heads alone learn, so that the model's own predictions stay as they are (Medusa-1)."""
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        if self.num_condition_latents_t < 0 or self.z_loss_coeff < 0:
-            got = (self.num_condition_latents_t, self.z_loss_coeff)
-            raise user_error("num_condition_latents_t, z_loss_coeff", got, "0 or more", "Correct the recipe.")
+        for name in ("num_condition_latents_t", "z_loss_coeff", "medusa_weight"):
+            if getattr(self, name) < 0:
+                raise user_error(name, getattr(self, name), "0 or more", "Correct the recipe.")
         if not 0 <= self.text_dropout <= 1:
             raise user_error("text_dropout", self.text_dropout, "a probability in [0, 1]", "Correct the recipe.")
 
@@ -61,18 +66,24 @@ class NextTokenLossReduction(MeanLossReduction):
     """Loss of a micro-batch, from the label terms that the last pipeline stage gives.
 
     Args:
-        z_loss_coeff: Weight of the z-loss.
+        objective: How it is weighed.
     """
 
-    def __init__(self, z_loss_coeff: float) -> None:
+    def __init__(self, objective: NextTokenConfig) -> None:
         super().__init__()
-        self._z_loss_coeff = z_loss_coeff
+        self._objective = objective
 
     def forward(self, batch: Batch, forward_out: LabelTerms) -> tuple[torch.Tensor, Batch]:
-        """Cross entropy of what is to be learned, and the z-loss; samples count alike."""
+        """Cross entropy of what is to be learned, the z-loss and the Medusa heads' loss; samples count alike."""
+        terms, counted = forward_out, batch["counted"]
+        has_heads = terms.log_z.ndim == 3
+        own = LabelTerms(*(term[..., 0] for term in terms)) if has_heads else terms
         loss_B, cross_entropy_B = next_token_loss(
-            *forward_out, batch["predicts"], batch["counted"], z_loss_coeff=self._z_loss_coeff
+            *own, batch["predicts"], counted, z_loss_coeff=self._objective.z_loss_coeff
         )
+        if has_heads:
+            heads_B, _ = medusa_loss(*terms, of_later_tokens(counted, terms.log_z.shape[-1] - 1))
+            loss_B = loss_B + self._objective.medusa_weight * heads_B
         loss = loss_B.mean()
         # Cloned, because Megatron scales the loss in place.
         return loss, {
@@ -186,6 +197,8 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             self.module: nn.Module = CosmosAR(self.config, vp_stage=vp_stage, **stage_ends(vp_stage))
             if self.init_from is not None:
                 load_whole_weights(self.module, self.init_from, may_lack=self.may_lack)
+            if self.objective.medusa_only:
+                freeze_trunk(self.module)
 
     def reinit(self) -> AutoregressiveModel:
         """Gives a module for a further chunk of an interleaved pipeline; called by NeMo.
@@ -262,7 +275,9 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
     def forward_step(self, batch: Batch) -> torch.Tensor | LabelTerms:
         """Runs the network."""
-        return self.forward(batch["tokens"], batch["grid"], batch.get("text_emb"), labels_BS=batch["labels"])
+        labels, heads = batch["labels"], self.config.num_medusa_heads
+        labels = of_later_tokens(labels, heads) if heads else labels
+        return self.forward(batch["tokens"], batch["grid"], batch.get("text_emb"), labels_BS=labels)
 
     def training_step(self, batch: Batch, batch_idx: int | None = None) -> Any:  # noqa: ANN401 - see forward_step
         """Lightning's name for `forward_step`."""
@@ -276,14 +291,14 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def training_loss_reduction(self) -> MegatronLossReduction:
         """The loss, as Megatron's schedules want it."""
         if self._training_loss is None:
-            self._training_loss = NextTokenLossReduction(self.objective.z_loss_coeff)
+            self._training_loss = NextTokenLossReduction(self.objective)
         return self._training_loss
 
     @property
     def validation_loss_reduction(self) -> MegatronLossReduction:
         """The same loss, kept apart since it remembers its batch."""
         if self._validation_loss is None:
-            self._validation_loss = NextTokenLossReduction(self.objective.z_loss_coeff)
+            self._validation_loss = NextTokenLossReduction(self.objective)
         return self._validation_loss
 
 

@@ -151,6 +151,7 @@ def convert_autoregressive(
             weights, card, target, describe=lambda: unallocated_network(card).sharded_state_dict(prefix=PREFIX)
         )
     elif to == "reference":
+        card = dataclasses.replace(card, config={**card.config, "num_medusa_heads": 0})  # that format has none
         write_file(leaving(weights, config_from(card.config, backend="torch")), card, target)
     else:
         write_file(weights, card, target)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from nemo_cosmos.parallel.tokens import AutogradContext
@@ -28,6 +29,20 @@ if ONEDNN_LINEAR is not None:
     def _count_flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:  # noqa: ANN401 - as torch calls it
         """What torch's own counter, which the throughput's test and the benchmark ask, does not know."""
         return 2 * math.prod(x_shape) * weight_shape[0]
+
+
+def few_rows_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A linear layer without gradient, for the few rows of input that a decoding step has.
+
+    Args:
+        x: [..., in].
+        weight: [out, in].
+
+    Returns:
+        [..., out].
+    """
+    on_cpu_in_fp32 = x.device.type == "cpu" and x.dtype == torch.float32
+    return _product(x, weight) if on_cpu_in_fp32 and not torch.compiler.is_compiling() else functional.linear(x, weight)
 
 
 class ColumnLinear(ColumnParallelLinear):

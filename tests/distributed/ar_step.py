@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 
 from nemo_cosmos.autoregressive.config import ARConfig, Yarn
 from nemo_cosmos.autoregressive.initialization import own_weight
+from nemo_cosmos.autoregressive.medusa import medusa_loss, of_later_tokens
 from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.autoregressive.objective import next_token_loss, token_sequences
 from tests.distributed.megatron_step import Layout
@@ -27,13 +28,14 @@ class Task:
 
 
 TASKS = {
-    # Begin of video, 20 codes and three times padding.
+    # Begin of video, 20 codes and three times padding; Medusa heads beside the model's own prediction.
     "videos": Task(
         grid=(2, 2, 5),
         overrides={
             "special_tokens": True,
             "extra_pos_embed": "sincos",
             "crossattn_emb_channels": 12,
+            "num_medusa_heads": 2,
             "yarn": Yarn(original_grid=(1, 2, 4), beta_fast=1.5, beta_slow=0.1),
         },
     ),
@@ -88,11 +90,15 @@ class _AR:
 
     def forward_step(self, data: Iterator[Any], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         batch = next(data)
-        made = batch["sequences"]
-        output = model(made.tokens_BS, batch["grid"], batch["text"], labels_BS=made.labels_BS)
+        made, heads = batch["sequences"], model.module.config.num_medusa_heads
+        labels = of_later_tokens(made.labels_BS, heads) if heads else made.labels_BS
+        output = model(made.tokens_BS, batch["grid"], batch["text"], labels_BS=labels)
 
         def loss(terms: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            loss_B, _ = next_token_loss(*terms, made.predicts_BS, made.counted_BS, z_loss_coeff=1e-2)
+            own = [term[..., 0] for term in terms] if heads else terms
+            loss_B, _ = next_token_loss(*own, made.predicts_BS, made.counted_BS, z_loss_coeff=1e-2)
+            if heads:
+                loss_B = loss_B + medusa_loss(*terms, of_later_tokens(made.counted_BS, heads))[0]
             return loss_B.mean(), {"loss": loss_B.detach().mean().clone()}
 
         return output, loss

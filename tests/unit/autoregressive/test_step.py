@@ -13,6 +13,7 @@ import torch
 
 from nemo_cosmos.autoregressive.architecture import config_from
 from nemo_cosmos.autoregressive.flops import training_flops
+from nemo_cosmos.autoregressive.objective import next_token_loss
 from nemo_cosmos.autoregressive.step import AutoregressiveModel, NextTokenConfig
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard
 from nemo_cosmos.errors import UserError
@@ -99,6 +100,26 @@ def test_a_model_without_text_learns_to_take_it(tmp_path: Path, one_rank: torch.
     state = dict(model.module.named_parameters())
     assert all(torch.equal(state[name], weight) for name, weight in base.items())
     assert all(name.startswith(lacking) for name in state.keys() - base.keys())
+
+
+def test_medusa_heads_learn_beside_the_model_or_alone(one_rank: torch.device) -> None:
+    objective = NextTokenConfig(medusa_weight=0.5, medusa_only=True)
+    model = AutoregressiveModel(config_for(num_medusa_heads=2), objective=objective)
+    model.configure_model()
+    batch = model.sequences(batch_of(0, 1))
+    terms = model.forward_step(batch)
+    loss, told = model.training_loss_reduction.forward(batch, terms)
+    own = model.module(batch["tokens"], batch["grid"], labels_BS=batch["labels"])
+    expected, cross_entropy = next_token_loss(*own, batch["predicts"], batch["counted"], z_loss_coeff=1e-4)
+    error = (terms.log_z - terms.logit).detach()
+    # Eight given codes, whose last tells the first to be learned; a head's labels stand so much further ahead.
+    heads = [error[:, 7 - k : 15 - k, k].mean() for k in (1, 2)]
+    torch.testing.assert_close(loss, expected.mean() + 0.5 * (0.8 * heads[0] + 0.64 * heads[1]))
+    torch.testing.assert_close(told["cross_entropy"], cross_entropy.mean().view(1))
+    loss.backward()
+    assert [n for n, p in model.module.named_parameters() if p.grad is not None] == ["medusa_heads.linear.weight"]
+    with pytest.raises(UserError, match="num_medusa_heads: got 0, expected 1 or more, as only heads shall learn"):
+        AutoregressiveModel(config_for(), objective=objective).configure_model()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,278 @@
+"""The transformer on new tokens alone, with what attention needs of earlier ones kept.
+
+Reads the model's own parameters, without Megatron's modules around them: on a CPU these cost as much time as the small
+operations themselves.
+
+Letters: B = batch, m = new tokens, S = tokens that fit, D = hidden size, L = text tokens, C = channels of one,
+N = query heads of this rank, G = its key and value heads, R = N / G query heads to each, H = channels per head,
+V = codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from torch import Tensor
+from torch.nn import functional
+
+from nemo_cosmos.autoregressive.kv_cache import KVCache
+from nemo_cosmos.autoregressive.layer_spec import ARLayer
+from nemo_cosmos.autoregressive.model import CosmosAR
+from nemo_cosmos.autoregressive.positions import rope_tables, sincos_positions
+from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.linear import few_rows_linear
+from nemo_cosmos.parallel.norms import few_rows_rms_norm
+from nemo_cosmos.parallel.tokens import CausalShard
+from nemo_cosmos.transformer.positions import Grid
+
+
+class _CrossAttention(NamedTuple):
+    """Weights of a layer's cross-attention; keys and values of the text, which are the same for all tokens."""
+
+    norm: Tensor
+    q: Tensor
+    q_norm: Tensor
+    proj: Tensor
+    key_BGLH: Tensor
+    value_BGLH: Tensor
+
+
+class _Layer(NamedTuple):
+    """Weights and cache of a layer."""
+
+    norm: Tensor
+    qkv: Tensor
+    qk_norm: Tensor
+    """[R + 1, H], float32: for the queries of a key head, then for itself."""
+    proj: Tensor
+    cross: _CrossAttention | None
+    mlp_norm: Tensor
+    fc1: Tensor
+    fc2: Tensor
+    cache: KVCache
+
+
+class _Places(NamedTuple):
+    """Where the new tokens stand, and what follows from it for every layer."""
+
+    cos: Tensor
+    """[m, 1, 1, H] or [B, m, 1, 1, H], as all of these tables."""
+    sin: Tensor
+    """Of the channel with which each is turned, with its sign."""
+    added: Tensor | None
+    """[m, D] or [B, m, D]."""
+    start: int | None
+    """Of all samples alike; None where they differ."""
+    places_Bm: Tensor | None
+    """Where they differ."""
+    end: int
+    """Places of the cache that are attended to."""
+    mask: Tensor | None
+    """bool [1 or B, 1, R m, `end`]."""
+
+
+class CachedForward:
+    """What `CosmosAR.forward` computes, a few tokens at a time.
+
+    Tensor-parallel ranks share heads and vocabulary as in training; context-parallel ranks each compute everything.
+
+    Args:
+        model: The transformer, whole but for tensor parallelism.
+        grid: Tokens of the video along T, H, W.
+        batch: B.
+        length: S; places after the video's tokens count as padding.
+        crossattn_emb_BLC: Text tokens, where the model takes text.
+        compile: Whether steps run through `torch.compile`, on GPUs in CUDA graphs: they then attend to the whole
+            cache, as shapes must not change.
+
+    Raises:
+        UserError: The model is cut into pipeline stages, or the text does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: CosmosAR,
+        grid: Grid,
+        *,
+        batch: int,
+        length: int,
+        crossattn_emb_BLC: Tensor | None = None,
+        compile: bool = False,  # noqa: A002 - the field's name for it
+    ) -> None:
+        if not (model.pre_process and model.post_process):
+            raise user_error(
+                "pipeline-parallel size",
+                model.groups.pp.size(),
+                "1 for decoding, where a stage would wait for the others at every token",
+                "Load the checkpoint with tensor parallelism instead.",
+            )
+        config = model.config
+        self.model, self.config, self.length = model, config, length
+        self.tp_group, self.tp_size = model.groups.tp, model.groups.tp.size()
+        self.embedding = model.embedding.weight
+        self.output = self.embedding if config.share_embeddings_and_output_weights else model.output_layer.weight
+        self.device, self.dtype = self.embedding.device, self.embedding.dtype
+        self.num_heads = config.num_query_groups // self.tp_size
+        self.queries_per_key = config.num_attention_heads // config.num_query_groups
+        text = None if crossattn_emb_BLC is None else crossattn_emb_BLC.transpose(0, 1).to(self.dtype).contiguous()
+        self.layers = [self._layer(layer, batch, text) for layer in model.layers]
+        shard = CausalShard(length)
+        cos, sin = rope_tables(
+            grid, config.kv_channels, config.rotary_base, config.yarn, shard, config.num_first, self.device
+        )
+        self.cos, self.sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        self.added = None
+        if config.extra_pos_embed == "sincos":
+            self.added = sincos_positions(grid, config.hidden_size, shard, config.num_first, self.dtype, self.device)
+            self.added = self.added.squeeze(1)
+        self._compiled = None
+        if compile:
+            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+            self._compiled = torch.compile(self._run_at, mode=mode, fullgraph=True)
+
+    def _layer(self, layer: ARLayer, batch: int, text_LBC: Tensor | None) -> _Layer:
+        config, attention = self.config, layer.self_attention
+        queries, keys = attention.q_layernorm.weight, attention.k_layernorm.weight
+        cross = None
+        if layer.takes_text:
+            from_text = layer.cross_attention
+            key, value = (x.permute(1, 2, 0, 3).contiguous() for x in from_text.project_text(text_LBC))
+            cross = _CrossAttention(
+                norm=layer.pre_cross_attn_layernorm.weight,
+                q=from_text.linear_q.weight,
+                q_norm=from_text.q_layernorm.weight,
+                proj=from_text.linear_proj.weight,
+                key_BGLH=key,
+                value_BGLH=value,
+            )
+        return _Layer(
+            norm=layer.input_layernorm.weight,
+            qkv=attention.linear_qkv.weight,
+            qk_norm=torch.stack([*[queries] * self.queries_per_key, keys]).float(),
+            proj=attention.linear_proj.weight,
+            cross=cross,
+            mlp_norm=layer.pre_mlp_layernorm.weight,
+            fc1=layer.mlp.linear_fc1.weight,
+            fc2=layer.mlp.linear_fc2.weight,
+            cache=KVCache(batch, self.num_heads, self.length, config.kv_channels, dtype=self.dtype, device=self.device),
+        )
+
+    def __call__(self, tokens_Bm: Tensor, starts: Sequence[int]) -> Tensor:
+        """Runs the transformer on tokens that follow those seen before; what was kept from there on is overwritten.
+
+        Args:
+            tokens_Bm: Token ids.
+            starts: Place of every sample's first new token.
+
+        Returns:
+            What the output layer takes, [B, m, D].
+        """
+        first, num_new = starts[0], tokens_Bm.shape[1]
+        if self._compiled is not None and max(starts) > 0:
+            return self._compiled(tokens_Bm, torch.tensor(starts, device=self.device), self.length)
+        if any(start != first for start in starts):
+            return self._run_at(tokens_Bm, torch.tensor(starts, device=self.device), max(starts) + num_new)
+        end = first + num_new
+        mask = None
+        if first > 0 and num_new > 1:
+            mask = torch.ones(num_new, end, dtype=torch.bool, device=self.device).tril(first)
+            mask = mask.repeat(self.queries_per_key, 1)[None, None]
+        added = None if self.added is None else self.added[first:end]
+        places = _Places(self.cos[first:end], self.sin[first:end], added, first, None, end, mask)
+        return self._run(tokens_Bm, places)
+
+    def logits(self, hidden_BmD: Tensor) -> Tensor:
+        """Returns the logits of the codes, [B, m, V], whole on every rank."""
+        logits = few_rows_linear(hidden_BmD, self.output)
+        if self.tp_size > 1:
+            logits = gather_from_tensor_model_parallel_region(logits, group=self.tp_group)
+        return logits[..., : self.config.vocab_size]
+
+    def _run_at(self, tokens_Bm: Tensor, starts_B: Tensor, end: int) -> Tensor:
+        places_Bm = starts_B[:, None] + torch.arange(tokens_Bm.shape[1], device=self.device)
+        mask_BmS = torch.arange(end, device=self.device) <= places_Bm[..., None]
+        mask = mask_BmS[:, None].repeat(1, 1, self.queries_per_key, 1)
+        added = None if self.added is None else self.added[places_Bm]
+        return self._run(
+            tokens_Bm, _Places(self.cos[places_Bm], self.sin[places_Bm], added, None, places_Bm, end, mask)
+        )
+
+    def _run(self, tokens_Bm: Tensor, places: _Places) -> Tensor:
+        x = self._embed(tokens_Bm)
+        for layer in self.layers:
+            if places.added is not None:
+                x += places.added
+            x += self._self_attention(x, layer, places)
+            if layer.cross is not None:
+                x += self._cross_attention(x, layer.cross)
+            gate, up = few_rows_linear(self._norm(x, layer.mlp_norm), layer.fc1).chunk(2, dim=-1)
+            x += self._sum(few_rows_linear(functional.silu(gate, inplace=True).mul_(up), layer.fc2))
+        return self._norm(x, self.model.final_layernorm.weight)
+
+    def _embed(self, tokens_Bm: Tensor) -> Tensor:
+        if self.tp_size == 1:
+            return functional.embedding(tokens_Bm, self.embedding)
+        own = tokens_Bm - self.tp_group.rank() * len(self.embedding)
+        elsewhere = (own < 0) | (own >= len(self.embedding))
+        embedded = functional.embedding(own.masked_fill(elsewhere, 0), self.embedding)
+        return self._sum(embedded.masked_fill(elsewhere[..., None], 0))
+
+    def _self_attention(self, x_BmD: Tensor, layer: _Layer, places: _Places) -> Tensor:
+        shape = (*x_BmD.shape[:2], self.num_heads, self.queries_per_key + 2, self.config.kv_channels)
+        qkv = few_rows_linear(self._norm(x_BmD, layer.norm), layer.qkv).view(shape)
+        turning = qkv.narrow(3, 0, shape[3] - 1)  # all but the values
+        qk = self._norm(turning.float(), None).mul_(layer.qk_norm)
+        # Each channel turns with the one half a head further.
+        ahead = qk.roll(shape[-1] // 2, dims=-1)
+        turning.copy_(qk.mul_(places.cos).addcmul_(ahead, places.sin))
+        query, key_and_value = qkv.narrow(3, 0, shape[3] - 2), qkv.narrow(3, shape[3] - 2, 2)
+        if places.start is None:
+            layer.cache.write_at(key_and_value, places.places_Bm)
+        else:
+            layer.cache.write(key_and_value, places.start)
+        keys, values = layer.cache.read(places.end)
+        if places.start == 0 and shape[1] > 1:
+            attended = self._attend_all(query, keys, values)
+        else:
+            attended = self._attend(query, keys, values, places.mask)
+        return self._sum(few_rows_linear(attended, layer.proj))
+
+    def _cross_attention(self, x_BmD: Tensor, cross: _CrossAttention) -> Tensor:
+        shape = (*x_BmD.shape[:2], self.num_heads, self.queries_per_key, self.config.kv_channels)
+        query = few_rows_linear(self._norm(x_BmD, cross.norm), cross.q).view(shape)
+        attended = self._attend(self._norm(query, cross.q_norm), cross.key_BGLH, cross.value_BGLH, None)
+        return self._sum(few_rows_linear(attended, cross.proj))
+
+    def _attend(self, query_BmGRH: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, m, N H]. All queries of a key head stand in one matrix, so that keys and values are read once."""
+        B, m, G, R, H = query_BmGRH.shape
+        query = query_BmGRH.permute(0, 2, 3, 1, 4).reshape(B, G, R * m, H)
+        out = functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=self.config.softmax_scale
+        )
+        return out.view(B, G, R, m, H).permute(0, 3, 1, 2, 4).reshape(B, m, G * R * H)
+
+    def _attend_all(self, query_BmGRH: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As `_attend` where nothing came before: torch has kernels for the mask of this case."""
+        out = functional.scaled_dot_product_attention(
+            query_BmGRH.flatten(2, 3).transpose(1, 2),
+            keys,
+            values,
+            is_causal=True,
+            scale=self.config.softmax_scale,
+            enable_gqa=True,
+        )
+        return out.transpose(1, 2).flatten(2)
+
+    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return few_rows_rms_norm(x, weight, self.config.layernorm_epsilon)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Adds up what the tensor-parallel ranks have."""
+        return reduce_from_tensor_model_parallel_region(x, group=self.tp_group) if self.tp_size > 1 else x
