@@ -24,6 +24,7 @@ from nemo_cosmos.autoregressive.model import CosmosAR, LabelTerms
 from nemo_cosmos.autoregressive.objective import next_token_loss, token_sequences
 from nemo_cosmos.autoregressive.warm_start import load_whole_weights
 from nemo_cosmos.contracts import LatentCacheCard
+from nemo_cosmos.data.shuffle import pictures_one_by_one
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.loss import MeanLossReduction
@@ -142,6 +143,13 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                     "[T, H, W], codes of a discrete tokenizer",
                     "Write another cache with a DV tokenizer.",
                 )
+            if card.vocab_size not in (None, config.vocab_size):
+                raise user_error(
+                    "vocab_size of the cache",
+                    card.vocab_size,
+                    f"{config.vocab_size}, the model's vocab_size",
+                    "Tokenize with the tokenizer that the model is made for, or change the model.",
+                )
             if config.crossattn_emb_channels not in (None, card.text_dim):
                 raise user_error(
                     "text_dim of the cache",
@@ -213,9 +221,10 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         """Makes sequences and labels of a batch of tokenized videos.
 
         Args:
-            batch: `tokens` (int32 [B, T, H, W]); `loss_mask` (bool [B, T, H, W], True where a token is to be learned),
-                where not all are; `text_emb` ([B, L, C], padding zeroed) where the network takes text, and `draw_id`
-                (int64 [B]) where text is dropped.
+            batch: `tokens` (int32 [B, T, H, W]; or [B, N, 1, H, W], samples of N pictures); `loss_mask` (bool as
+                `tokens`, True where a token is to be learned), where not all are; `text_emb` ([B, L, C], padding
+                zeroed) where the network takes text, and `draw_id` (int64 [B]) where text is dropped or there are
+                samples of pictures.
 
         Returns:
             The network's inputs and what the loss is of.
@@ -223,6 +232,7 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         Raises:
             UserError: A token is no code of the model's vocabulary, or all frames are given.
         """
+        batch = pictures_one_by_one(batch) if batch["tokens"].ndim == 5 else batch
         grid = tuple(batch["tokens"].shape[1:])
         made = token_sequences(
             batch["tokens"],
