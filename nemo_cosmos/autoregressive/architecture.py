@@ -23,6 +23,7 @@ _FIELDS = (
     "yarn",
     "extra_pos_embed",
     "crossattn_emb_channels",
+    "action_dim",
 )
 """What the weights' names, shapes and meaning depend on; all else in `ARConfig` is how to run it."""
 
