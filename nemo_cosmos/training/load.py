@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from torch import nn
 
 from nemo_cosmos.errors import UserError
@@ -47,7 +47,12 @@ def load_weights(
             _check_shape(folder, name, stored[name], shape)
         elif not name.startswith(lacking):
             raise UserError(f"{folder}: weight {name} is missing. Give a checkpoint of the same architecture.")
-    wanted = {name: entry for name, entry in wanted.items() if all(key in stored for key, _ in _shapes({name: entry}))}
+    wanted = {
+        name: entry
+        for name, entry in wanted.items()
+        if all(key in stored for key, _ in _shapes({name: entry}))
+        and not (isinstance(entry, ShardedObject) and entry.key.startswith(lacking))  # extra states of absent layers
+    }
     if sharded:
         first = {name: entry.data.detach().clone() for name, entry in grown.items()}
         wanted = dist_checkpointing.load(wanted, str(folder))
