@@ -1,6 +1,7 @@
 """Recipes of the later stages of a diffusion WFM's pretraining.
 
-See `recipes.diffusion` for the first stage, and `recipes.stages` for all in a row. Each starts from the weights, averaged where they were, of the one before.
+See `recipes.diffusion` for the first stage, and `recipes.stages` for all in a row. Each starts from the weights,
+averaged where they were, of the one before.
 """
 
 from __future__ import annotations

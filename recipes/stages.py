@@ -70,7 +70,7 @@ def stages_of(
     Args:
         size: A diffusion WFM's (`tiny`, `7b`, `14b`) or an autoregressive one's (`autoregressive_tiny`, `4b`, `12b`).
         latents: Cache of the first stage.
-        latents_highres: Of larger videos, or of longer ones, for the stages that are neither the first nor the cool-down.
+        latents_highres: Of larger videos, or of longer ones, for all stages but the first and the cool-down.
         latents_quality: Of the cool-down.
         directory: A folder for all; each stage has its run in a folder of its own there.
         pictures: Cache of single frames for the first stage of a diffusion WFM.

@@ -144,7 +144,10 @@ class ARConfig(TransformerConfig):
             raise user_error("extra_pos_embed", self.extra_pos_embed, "'sincos' or None", "Choose one of these.")
         if self.action_dim is not None and (self.action_dim < 1 or self.crossattn_emb_channels is None):
             raise user_error(
-                "action_dim", self.action_dim, "positive, and crossattn_emb_channels set", "Start from a model with text."
+                "action_dim",
+                self.action_dim,
+                "positive, and crossattn_emb_channels set",
+                "Start from a model with text.",
             )
         if self.extra_pos_embed and self.hidden_size % 2:
             raise user_error("hidden_size", self.hidden_size, "even, with extra_pos_embed", "Choose another.")
@@ -263,7 +266,10 @@ def check_layout(config: ARConfig, tp: int, pp: int, cp: int, num_tokens: int | 
     check_groups(config, tp, pp, cp)
     if config.action_dim is not None and pp > 1:
         raise user_error(
-            "pipeline-parallel size", pp, "1 with action_dim", "Use tensor-parallel ranks; every stage reads the actions."
+            "pipeline-parallel size",
+            pp,
+            "1 with action_dim",
+            "Use tensor-parallel ranks; every stage reads the actions.",
         )
     unit = causal_unit(cp, tp if config.sequence_parallel else 1)
     if num_tokens is not None and num_tokens % unit:

@@ -194,7 +194,9 @@ class CosmosAR(MegatronModule):
             raise user_error("crossattn_emb_BLC", got, expected, "Use the encoder that the model was trained with.")
         if actions_BFA is not None and actions_BFA.shape[2:] != (config.action_dim,):
             expected = "None" if config.action_dim is None else f"[B, F, {config.action_dim}]"
-            raise user_error("actions_BFA", tuple(actions_BFA.shape), expected, "Build the model with their action_dim.")
+            raise user_error(
+                "actions_BFA", tuple(actions_BFA.shape), expected, "Build the model with their action_dim."
+            )
 
     def _embed(self, tokens_Bs: torch.Tensor) -> torch.Tensor:
         embedded = self.embedding(tokens_Bs)

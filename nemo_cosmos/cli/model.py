@@ -42,7 +42,8 @@ def train_stages(
     ],
     latents: Annotated[str, typer.Option(help="Latent cache of the first stage.")] = "runs/latents",
     latents_highres: Annotated[
-        str, typer.Option(help="Latent cache of larger or longer videos, for all stages but the first and the cool-down.")
+        str,
+        typer.Option(help="Latent cache of larger or longer videos, for all stages but the first and the cool-down."),
     ] = "runs/latents_highres",
     latents_quality: Annotated[
         str, typer.Option(help="Latent cache of the best of these, for the cool-down.")

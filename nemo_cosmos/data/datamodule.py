@@ -124,7 +124,8 @@ class _LatentModule(_MegatronDataModule):
     """What the modules of latent caches share.
 
     Args:
-        paths: Folders that `nemo-cosmos tokenize` wrote, token files among them; the first one's card stands for all where they agree.
+        paths: Folders that `nemo-cosmos tokenize` wrote, token files among them; the first one's card stands for all
+            where they agree.
         statistics_of: Card of the checkpoint that is post-trained.
         **batching: As for `_MegatronDataModule`.
     """

@@ -18,7 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder, get_bin_path, get_idx_path
+from megatron.core.datasets.indexed_dataset import (
+    DType,
+    IndexedDataset,
+    IndexedDatasetBuilder,
+    get_bin_path,
+    get_idx_path,
+)
 
 from nemo_cosmos.contracts import LatentCacheCard, Split
 from nemo_cosmos.data.latent_cache import LatentDataset, cache_card, read_cache_card

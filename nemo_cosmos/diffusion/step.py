@@ -37,6 +37,7 @@ from nemo_cosmos.parallel.stages import stage_ends
 Batch = dict[str, Any]
 """Tensors by name; lists of them, one clip each, for latents and masks of a pack."""
 
+
 class DiffusionLossReduction(MeanLossReduction):
     """EDM loss of a micro-batch, from what `DiffusionModel.forward_step` gives on the last pipeline stage.
 

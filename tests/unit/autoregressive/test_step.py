@@ -13,7 +13,9 @@ import torch
 
 from nemo_cosmos.autoregressive.architecture import config_from
 from nemo_cosmos.autoregressive.flops import training_flops
+from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.autoregressive.step import AutoregressiveModel, NextTokenConfig
+from nemo_cosmos.autoregressive.warm_start import text_layers
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel import startup
@@ -130,17 +132,19 @@ def test_a_run_resumed_inside_an_epoch_goes_on_as_if_it_had_not_stopped(tmp_path
 
 
 def test_a_model_without_text_learns_to_take_it(tmp_path: Path, one_rank: torch.device) -> None:
-    shape = {"special_tokens": True, "extra_pos_embed": "sincos"}
-    base = {name: weight.detach() for name, weight in model_for(config_for(**shape)).named_parameters()}
-    write_safetensors(tmp_path / "base.safetensors", stored(base))
-    lacking = tuple(
-        f"layers.{n}.{part}" for n in range(2) for part in ("cross_attention.", "pre_cross_attn_layernorm.")
-    )
-    model = AutoregressiveModel(config_for(**WITH_TEXT), init_from=str(tmp_path / "base.safetensors"), may_lack=lacking)
+    codes = 48  # which fill the rows: the special tokens, which the base has not, need more
+    base = {name: weight.detach() for name, weight in model_for(config_for(vocab_size=codes)).named_parameters()}
+    path, config = tmp_path / "base.safetensors", config_for(**WITH_TEXT, vocab_size=codes)
+    write_safetensors(path, stored(base))
+    model = AutoregressiveModel(config, init_from=str(path), may_lack=text_layers(2))
     model.configure_model()
     state = dict(model.module.named_parameters())
-    assert all(torch.equal(state[name], weight) for name, weight in base.items())
-    assert all(name.startswith(lacking) for name in state.keys() - base.keys())
+    assert all(torch.equal(state[name][: len(weight)], weight) for name, weight in base.items())
+    assert all(name.startswith(text_layers(2)) for name in state.keys() - base.keys())
+    untrained = dict(CosmosAR(config).named_parameters())["embedding.weight"]
+    assert len(untrained) == 64 and torch.equal(state["embedding.weight"][codes:], untrained[codes:])
+    with pytest.raises(UserError, match=r"embedding\.weight has shape \[48, 72\]"):
+        AutoregressiveModel(config, init_from=str(path), may_lack=text_layers(2)[1:]).configure_model()
 
 
 @pytest.mark.parametrize(
