@@ -102,8 +102,8 @@ def stages_of(
         raise user_error("pictures", pictures, f"None, for the first stage of {size} takes none", "Leave it out.")
     stages: list[Stage] = []
     for number, (name, recipe) in enumerate(zip(names, recipes, strict=True)):
-        given = {argument: caches[cache] for argument, cache in family.inputs[name].items()}
-        given = {**given, **settings, "directory": f"{directory}/{name}"}
+        inputs = {argument: caches[cache] for argument, cache in family.inputs[name].items()}
+        given: dict[str, Any] = {**inputs, **settings, "directory": f"{directory}/{name}"}
         if stages:
             given["base"] = stages[-1].recipe.log.directory
         if max_steps is not None:

@@ -109,7 +109,7 @@ def test_every_stage_goes_on_from_the_weights_of_the_one_before(caches: Path, tm
 def test_a_run_resumed_inside_an_epoch_goes_on_as_if_it_had_not_stopped(
     source: str, caches: Path, tmp_path: Path
 ) -> None:
-    """Cache and files hold 6 and 9 training samples, of 2 in a batch: runs go on in the first epoch, into the second."""
+    """Cache and files hold 6 and 9 training samples, of 2 in a batch; runs go on in the first epoch."""
 
     def recipe() -> run.Partial:
         return registry.find("autoregressive_tiny_pretrain")(str(caches / source), str(tmp_path), max_steps=5)
