@@ -156,10 +156,18 @@ class LatentCacheCard(Record):
     discrete."""
     latent_std: tuple[float, ...]
     text_encoder: str
+    """Its name; empty where no text is stored, as in Megatron's token files."""
     text_dim: int
     text_length: int
+    vocab_size: int | None = None
+    """Codes of a discrete tokenizer; None where continuous, and in caches that were written before it was noted."""
     num_samples: dict[str, int] = field(default_factory=dict)
     """Samples by split."""
+
+    @property
+    def num_latent_frames(self) -> int:
+        """Latent frames of a sample; 1 for pictures."""
+        return self.latent_shape[-3]
 
 
 @dataclass(frozen=True, kw_only=True)

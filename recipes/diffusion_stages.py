@@ -1,19 +1,17 @@
-"""Recipes of the later stages of a diffusion WFM's pretraining, and all stages in a row.
+"""Recipes of the later stages of a diffusion WFM's pretraining.
 
-See `recipes.diffusion` for the first stage. Each starts from the weights, averaged where they were, of the one before.
+See `recipes.diffusion` for the first stage, and `recipes.stages` for all in a row. Each starts from the weights,
+averaged where they were, of the one before.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import nemo_run as run
 
-from nemo_cosmos.errors import user_error
 from recipes.annotations import with_types
 from recipes.diffusion import (
     CP_720P,
@@ -27,7 +25,6 @@ from recipes.diffusion import (
     samples,
     wfm,
 )
-from recipes.executors import slurm_for
 from recipes.post_training import at_published_size, at_tiny_size, finetune_from
 
 
@@ -342,83 +339,3 @@ STAGES: dict[str, tuple[Callable[..., run.Partial], ...]] = {
     ),
 }
 """Recipes by size, in the order in which they train."""
-
-_NAMES = ("pretrain", "highres", "cooldown", "video2world")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A training, and what it is called."""
-
-    name: str
-    recipe: run.Partial
-
-
-def stages_of(
-    size: str,
-    *,
-    latents: str,
-    latents_highres: str,
-    latents_quality: str,
-    directory: str,
-    pictures: str | None = None,
-    pictures_highres: str | None = None,
-    max_steps: tuple[int, ...] | None = None,
-    **settings: Any,  # noqa: ANN401 - arguments that the recipes of this size share
-) -> list[Stage]:
-    """Puts the stages of a size in a row, each on the run of the one before.
-
-    Args:
-        size: Key of `STAGES`.
-        latents: Cache of the first stage.
-        latents_highres: Of the second and of the last.
-        latents_quality: Of the cool-down.
-        directory: A folder for all; each stage has its run in a folder of its own there.
-        pictures: Cache of single frames for the first stage.
-        pictures_highres: Of larger ones for the second stage and the cool-down.
-        max_steps: Optimizer steps of each stage; the recipes' own where None.
-        **settings: Further arguments of all recipes, such as `num_nodes`, or `sample_every`.
-
-    Raises:
-        UserError: There is no such size, it does not take a setting, or the steps are not as many as the stages.
-    """
-    if size not in STAGES:
-        raise user_error("size", size, f"one of {sorted(STAGES)}", "Choose one of them.")
-    if max_steps is not None and len(max_steps) != len(_NAMES):
-        raise user_error("max_steps", max_steps, f"{len(_NAMES)} numbers, for {_NAMES}", "Give one for each stage.")
-    if unknown := sorted(set(settings) - set(inspect.signature(STAGES[size][0]).parameters)):
-        raise user_error(f"settings of {size}", unknown, "arguments of its recipes", "Leave them out.")
-    inputs: tuple[dict[str, Any], ...] = (
-        {"latents": latents, "pictures": pictures},
-        {"latents": latents_highres, "pictures": pictures_highres},
-        {"latents": latents_quality, "pictures": pictures_highres},
-        {"latents": latents_highres},
-    )
-    stages: list[Stage] = []
-    for number, (name, recipe) in enumerate(zip(_NAMES, STAGES[size], strict=True)):
-        given = {**inputs[number], **settings, "directory": f"{directory}/{name}"}
-        if stages:
-            given["base"] = stages[-1].recipe.log.directory
-        if max_steps is not None:
-            given["max_steps"] = max_steps[number]
-        stages.append(Stage(name=name, recipe=recipe(**given)))
-    return stages
-
-
-def submit_stages(stages: Iterable[Stage], *, dryrun: bool = False) -> None:
-    """Hands the trainings to Slurm as one nemo-run experiment, in which each job waits for the one before to succeed.
-
-    Args:
-        stages: In their order.
-        dryrun: Print the sbatch scripts instead.
-    """
-    import fiddle
-
-    with run.Experiment("nemo-cosmos-stages") as experiment:
-        for stage in stages:
-            executor = fiddle.build(slurm_for(stage.recipe))
-            experiment.add(stage.recipe, executor=executor, name=stage.name)
-        if dryrun:
-            experiment.dryrun()
-        else:
-            experiment.run(sequential=True, detach=True)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nemo_cosmos.errors import user_error
-from recipes import diffusion, diffusion_stages, image_tokenizer, post_training, steps, tokenizer
+from recipes import autoregressive, diffusion, diffusion_stages, image_tokenizer, post_training, steps, tokenizer
 
 if TYPE_CHECKING:
     import nemo_run as run
 
 PRETRAIN: dict[str, Callable[..., run.Partial]] = {
     "tokenizer_tiny_pretrain": tokenizer.tokenizer_tiny_pretrain,
+    "tokenizer_tiny_discrete_pretrain": tokenizer.tokenizer_tiny_discrete_pretrain,
     "tokenizer_cv8x8x8_720p_pretrain": tokenizer.tokenizer_cv8x8x8_720p_pretrain,
     "tokenizer_ci8x8_tiny_pretrain": image_tokenizer.tokenizer_ci8x8_tiny_pretrain,
     "tokenizer_di8x8_tiny_pretrain": image_tokenizer.tokenizer_di8x8_tiny_pretrain,
@@ -24,6 +25,7 @@ PRETRAIN: dict[str, Callable[..., run.Partial]] = {
     "diffusion_14b_pretrain": diffusion.diffusion_14b_pretrain,
     "diffusion_tiny_packed_pretrain": diffusion.diffusion_tiny_packed_pretrain,
     "diffusion_7b_packed_pretrain": diffusion.diffusion_7b_packed_pretrain,
+    **{stages[0].__name__: stages[0] for stages in autoregressive.STAGES.values()},
 }
 """Run by `nemo cosmos pretrain --factory NAME`."""
 
@@ -43,6 +45,8 @@ FINETUNE: dict[str, Callable[..., run.Partial]] = {
     "tokenizer_di8x8_360p_adversarial_finetune": image_tokenizer.tokenizer_di8x8_360p_adversarial_finetune,
     "diffusion_tiny_action_finetune": post_training.diffusion_tiny_action_finetune,
     "diffusion_7b_action_finetune": post_training.diffusion_7b_action_finetune,
+    **{recipe.__name__: recipe for stages in autoregressive.STAGES.values() for recipe in stages[1:]},
+    "autoregressive_tiny_action_finetune": autoregressive.autoregressive_tiny_action_finetune,
 }
 """Run by `nemo cosmos finetune --factory NAME`."""
 

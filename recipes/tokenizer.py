@@ -15,7 +15,7 @@ import nemo_run as run
 from recipes import tokenizer_parts as parts
 from recipes.annotations import with_types
 
-ARCHITECTURE_TINY, ARCHITECTURE_720P = "CV8x8x8-tiny", "CV8x8x8-720p"
+ARCHITECTURE_TINY, ARCHITECTURE_TINY_DISCRETE, ARCHITECTURE_720P = "CV8x8x8-tiny", "DV8x8x8-tiny", "CV8x8x8-720p"
 
 
 @with_types
@@ -34,16 +34,29 @@ def tokenizer_tiny_pretrain(
         init_from: `default` starts from the embedded weights, any place that holds a tokenizer from those; None from
             scratch.
     """
-    from nemo_cosmos.evaluation.perceptual import LpipsLike
-    from nemo_cosmos.tokenizer.perceptual import SparsePerceptual
-    from nemo_cosmos.training import api
+    recipe = _tiny_pretrain(ARCHITECTURE_TINY, curated, directory, max_steps)
+    recipe.model.config.init_from = init_from
+    return recipe
 
-    perceptual = run.Config(SparsePerceptual, distance=run.Config(LpipsLike), num_frames=1)
-    model = parts.tokenizer_model(run.Config, ARCHITECTURE_TINY, perceptual, perceptual_weight=0.3, ssim_weight=0.15)
-    model.config.init_from = init_from
-    return parts.small_run(
-        run.Partial(api.pretrain, model=model, data=parts.clips(run.Config, curated)), directory, max_steps
-    )
+
+@with_types
+def tokenizer_tiny_discrete_pretrain(
+    curated: str = "runs/curated",
+    directory: str = "runs/tokenizer_tiny_discrete",
+    max_steps: int = 4000,
+    init_from: str | None = None,
+) -> run.Partial:
+    """A DV8x8x8 tokenizer of 4,096 codes small enough for a CPU, on 17-frame windows of 128x128.
+
+    Args:
+        curated: Folder that the `curate` recipe wrote.
+        directory: The run's folder; the same one again goes on there.
+        max_steps: Optimizer steps, and the length of the learning-rate schedule.
+        init_from: Any place that holds such a tokenizer; None from scratch.
+    """
+    recipe = _tiny_pretrain(ARCHITECTURE_TINY_DISCRETE, curated, directory, max_steps)
+    recipe.model.config.init_from = init_from
+    return recipe
 
 
 @with_types
@@ -156,6 +169,18 @@ def tokenizer_cv8x8x8_720p_adversarial_finetune(
     )
     recipe = parts.post_training(model, _crops(run.Partial, curated, num_nodes), base)
     return parts.published_run(recipe, directory, max_steps, num_nodes)
+
+
+def _tiny_pretrain(architecture: str, curated: str, directory: str, max_steps: int) -> run.Partial:
+    from nemo_cosmos.evaluation.perceptual import LpipsLike
+    from nemo_cosmos.tokenizer.perceptual import SparsePerceptual
+    from nemo_cosmos.training import api
+
+    perceptual = run.Config(SparsePerceptual, distance=run.Config(LpipsLike), num_frames=1)
+    model = parts.tokenizer_model(run.Config, architecture, perceptual, perceptual_weight=0.3, ssim_weight=0.15)
+    return parts.small_run(
+        run.Partial(api.pretrain, model=model, data=parts.clips(run.Config, curated)), directory, max_steps
+    )
 
 
 def _second_stage(

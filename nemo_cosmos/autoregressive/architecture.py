@@ -24,6 +24,7 @@ _FIELDS = (
     "extra_pos_embed",
     "crossattn_emb_channels",
     "num_medusa_heads",
+    "action_dim",
 )
 """What the weights' names, shapes and meaning depend on; all else in `ARConfig` is how to run it."""
 

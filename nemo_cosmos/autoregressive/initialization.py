@@ -53,7 +53,8 @@ def initialize_weights(
     Source: as the published model, after torchtitan's Llama 3: normal(0.02) layers, those that write to the residual
     stream, and the gated half of the MLP, less by sqrt(2 n) in the n-th layer; normal(1) embeddings;
     normal(D^-0.5) outputs, cut at three standard deviations. Rows that pad the outputs are zero. An embedding that is
-    the output layer too begins as that. Medusa heads begin as zero, as theirs do.
+    the output layer too begins as that. Medusa heads begin as zero, as theirs do. Weights of actions are uniform by
+    Glorot's law, their biases zero.
 
     Args:
         named: Global names (layers numbered over all pipeline stages) and tensors.
@@ -73,10 +74,20 @@ def _draw(name: str, tensor: torch.Tensor, axis: int | None, config: ARConfig, g
     shape = list(tensor.shape)
     if axis is not None:
         shape[axis] *= groups.tp.size()
-    tensor.copy_(own_weight(name, _first_values(name, torch.empty(shape), config), groups.tp))
+    tensor.copy_(own_weight(name, first_values(name, torch.empty(shape), config), groups.tp))
 
 
-def _first_values(name: str, values: torch.Tensor, config: ARConfig) -> torch.Tensor:
+def first_values(name: str, values: torch.Tensor, config: ARConfig) -> torch.Tensor:
+    """Fills a whole weight with what it begins as.
+
+    Args:
+        name: Of the weight, as one rank has it.
+        values: Of the whole weight's shape; filled in place.
+        config: Of the model.
+
+    Returns:
+        `values`.
+    """
     if name.endswith("norm.weight"):
         return values.fill_(1.0)
     if name == "medusa_heads.linear.weight":
@@ -93,6 +104,10 @@ def _first_values(name: str, values: torch.Tensor, config: ARConfig) -> torch.Te
         normal(values, std, cut=3 * std)
         values[config.vocab_size :].zero_()
         return values
+    if name.startswith("action_embedder."):
+        if name.endswith(".bias"):
+            return values.zero_()
+        return torch.nn.init.xavier_uniform_(values, generator=generator)
     layer = int(_LAYER.match(name)[1])  # type: ignore[index]  # all other weights are a layer's
     residual_std = _STD / (2 * (layer + 1)) ** 0.5
     if name.endswith(_GATED):

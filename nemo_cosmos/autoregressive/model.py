@@ -1,7 +1,7 @@
 """The Cosmos autoregressive transformer as a Megatron-core model.
 
 Letters: B = batch, S = tokens of the whole sequence, s = tokens of this rank, D = hidden size, L = text tokens,
-C = channels of a text token, V = codes, v = rows of the output layer on this rank.
+C = channels of a text token, F A = actions and their channels, V = codes, v = rows of the output layer on this rank.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from megatron.core.transformer.utils import sharded_state_dict_default
 from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint, make_viewless_tensor
 from torch import nn
 
+from nemo_cosmos.autoregressive.actions import ActionEmbedder
 from nemo_cosmos.autoregressive.config import ARConfig, check_layout
 from nemo_cosmos.autoregressive.initialization import initialize_weights
 from nemo_cosmos.autoregressive.layer_spec import LayerInputs, ar_layer_spec
@@ -97,6 +98,8 @@ class CosmosAR(MegatronModule):
                 config=config,
                 tp_group=groups.tp,
             )
+        if config.action_dim is not None:
+            self.action_embedder = ActionEmbedder(config.action_dim, config.crossattn_emb_channels)
         self.layer_offset = get_transformer_layer_offset(config, vp_stage, groups.pp.rank())
         num_layers = get_num_layers_to_build(config, vp_stage, groups.pp.rank())
         spec = ar_layer_spec(backend)
@@ -129,6 +132,7 @@ class CosmosAR(MegatronModule):
         crossattn_emb_BLC: torch.Tensor | None = None,
         *,
         labels_BS: torch.Tensor | None = None,
+        actions_BFA: torch.Tensor | None = None,
     ) -> torch.Tensor | LabelTerms:
         """Predicts; all ranks of a tensor- and context-parallel group take and give whole sequences.
 
@@ -139,6 +143,8 @@ class CosmosAR(MegatronModule):
             crossattn_emb_BLC: Text tokens, padding zeroed; where the model takes text.
             labels_BS: The token that each position is to predict, in [0, `vocab_size`); any, where none is. With the
                 labels of the Medusa heads too [B, S, 1 + heads].
+            actions_BFA: Scaled actions, see `transformer.actions`; where the model takes them, may be left out: there
+                are none of a picture.
 
         Returns:
             On the last pipeline stage `LabelTerms` of the labels' shape where these are given, else the logits
@@ -148,11 +154,15 @@ class CosmosAR(MegatronModule):
             UserError: A size does not fit the model or the layout.
         """
         config, groups = self.config, self.groups
-        self._check(tokens_BS, grid, crossattn_emb_BLC)
+        self._check(tokens_BS, grid, crossattn_emb_BLC, actions_BFA)
         shard = causal_shard(tokens_BS.shape[1], groups, sequence_parallel=config.sequence_parallel)
         positions_s = shard.positions(tokens_BS.device)
         hidden = self._embed(tokens_BS[:, positions_s]) if self.pre_process else self.input_tensor
-        inputs = self._layer_inputs(grid, shard, crossattn_emb_BLC, hidden)
+        context_BLC = crossattn_emb_BLC
+        if actions_BFA is not None:
+            actions_BFC = self.action_embedder(actions_BFA.to(hidden.dtype))
+            context_BLC = torch.cat([context_BLC.to(hidden.dtype), actions_BFC], dim=1)
+        inputs = self._layer_inputs(grid, shard, context_BLC, hidden)
         hidden = run_blocks(list(self.layers), hidden, inputs, config=config)
         if not self.post_process:
             return make_viewless_tensor(hidden, requires_grad=True, keep_graph=True)
@@ -176,7 +186,9 @@ class CosmosAR(MegatronModule):
             return self.embedding.weight
         return self.output_layer.weight if self.post_process else None
 
-    def _check(self, tokens_BS: torch.Tensor, grid: Grid, text_BLC: torch.Tensor | None) -> None:
+    def _check(
+        self, tokens_BS: torch.Tensor, grid: Grid, text_BLC: torch.Tensor | None, actions_BFA: torch.Tensor | None
+    ) -> None:
         config, least = self.config, self.config.num_first + math.prod(grid)
         if tokens_BS.shape[1] < least:
             raise user_error(
@@ -187,6 +199,11 @@ class CosmosAR(MegatronModule):
             expected = "None" if config.crossattn_emb_channels is None else f"[B, L, {config.crossattn_emb_channels}]"
             got = None if text_BLC is None else tuple(text_BLC.shape)
             raise user_error("crossattn_emb_BLC", got, expected, "Use the encoder that the model was trained with.")
+        if actions_BFA is not None and actions_BFA.shape[2:] != (config.action_dim,):
+            expected = "None" if config.action_dim is None else f"[B, F, {config.action_dim}]"
+            raise user_error(
+                "actions_BFA", tuple(actions_BFA.shape), expected, "Build the model with their action_dim."
+            )
 
     def _embed(self, tokens_Bs: torch.Tensor) -> torch.Tensor:
         embedded = self.embedding(tokens_Bs)

@@ -18,6 +18,7 @@ from nemo_cosmos.weight_files.stored_tensor import Weights
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _EMBEDDING = "tok_embeddings.weight"
+_ACTIONS = "action_embedding_layers.0.weight"
 _PUBLISHED = ("autoregressive_4b", "autoregressive_5b", "autoregressive_12b", "autoregressive_13b")
 
 
@@ -67,6 +68,7 @@ def _told_by_shapes(weights: Weights) -> dict[str, Any]:
         "num_outputs": num_embeddings if tied else _shape(weights, "output.weight", 2)[0],
         "share_embeddings_and_output_weights": tied,
         "crossattn_emb_channels": _shape(weights, text, 2)[1] if text in weights else None,
+        "action_dim": _shape(weights, _ACTIONS, 2)[1] if _ACTIONS in weights else None,
     }
 
 

@@ -40,6 +40,12 @@ def weight_table(config: ARConfig) -> list[Row]:
     rows = [Row("embedding.weight", ("tok_embeddings.weight",)), Row("final_layernorm.weight", ("norm.weight",))]
     if not config.share_embeddings_and_output_weights:
         rows.append(Row("output_layer.weight", ("output.weight",)))
+    if config.action_dim is not None:
+        rows += [
+            Row(f"action_embedder.linear_{number}.{kind}", (f"action_embedding_layers.{place}.{kind}",))
+            for number, place in ((1, 0), (2, 2))
+            for kind in ("weight", "bias")
+        ]
     for n in range(config.num_layers):
         for row in _layer_rows(config):
             reference = tuple(f"layers.{n}.{name}.weight" for name in row.reference)

@@ -25,11 +25,13 @@ from nemo_cosmos.autoregressive.model import CosmosAR, LabelTerms
 from nemo_cosmos.autoregressive.objective import next_token_loss, token_sequences
 from nemo_cosmos.autoregressive.warm_start import load_whole_weights
 from nemo_cosmos.contracts import LatentCacheCard
+from nemo_cosmos.data.shuffle import pictures_one_by_one
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.parallel.stages import stage_ends
 from nemo_cosmos.parallel.tokens import causal_unit
+from nemo_cosmos.transformer.actions import scaled_actions
 
 Batch = dict[str, Any]
 """Tensors by name."""
@@ -100,8 +102,7 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         objective: What is given and how the loss is weighed.
         optim: Optimizer; AdamW when absent.
         init_from: Safetensors file of whole weights to start from; None starts anew.
-        may_lack: Prefixes of names that `init_from` may lack; such weights keep their first values, as those of text do
-            where a model without text is to learn to take it.
+        may_lack: Prefixes of names that `init_from` may lack, see `warm_start`; such weights keep their first values.
         seed: Of the draws of text dropout.
     """
 
@@ -132,19 +133,29 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         """What a checkpoint's card says of the model."""
         size = f"{self.config.num_layers}x{self.config.hidden_size}"
         kind = "" if self.config.crossattn_emb_channels is None else "_video2world"
+        kind = kind if self.config.action_dim is None else "_action"
         return {"model": f"autoregressive_{size}{kind}", "config": architecture_of(self.config)}
 
-    def check_data(self, *cards: LatentCacheCard) -> None:
+    def check_data(self, *cards: LatentCacheCard, with_actions: bool | None = None) -> None:
         """Refuses tokens that the network cannot take in its layout; the strategy calls it before anything is built.
 
         Args:
             *cards: Of the caches that are trained on.
+            with_actions: Whether samples carry actions; None where it is not known.
 
         Raises:
-            UserError: Latents are continuous, the text's width is not the model's, all frames would be given, or the
-                ranks cannot share the tokens.
+            UserError: Latents are continuous, the vocabulary or the text's width is not the model's, all frames would
+                be given, the ranks cannot share the tokens, or samples lack the actions that the network takes, or have
+                some that it does not take.
         """
         config = self.config
+        if with_actions not in (None, config.action_dim is not None):
+            raise user_error(
+                "with_actions of the data",
+                with_actions,
+                f"{not with_actions}, for the model has action_dim {config.action_dim}",
+                "Change one of the two.",
+            )
         for card in cards:
             if card.continuous or len(card.latent_shape) != 3:
                 raise user_error(
@@ -152,6 +163,13 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                     card.latent_shape,
                     "[T, H, W], codes of a discrete tokenizer",
                     "Write another cache with a DV tokenizer.",
+                )
+            if card.vocab_size not in (None, config.vocab_size):
+                raise user_error(
+                    "vocab_size of the cache",
+                    card.vocab_size,
+                    f"{config.vocab_size}, the model's vocab_size",
+                    "Tokenize with the tokenizer that the model is made for, or change the model.",
                 )
             if config.crossattn_emb_channels not in (None, card.text_dim):
                 raise user_error(
@@ -226,9 +244,10 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         """Makes sequences and labels of a batch of tokenized videos.
 
         Args:
-            batch: `tokens` (int32 [B, T, H, W]); `loss_mask` (bool [B, T, H, W], True where a token is to be learned),
-                where not all are; `text_emb` ([B, L, C], padding zeroed) where the network takes text, and `draw_id`
-                (int64 [B]) where text is dropped.
+            batch: `tokens` (int32 [B, T, H, W]; or [B, N, 1, H, W], samples of N pictures); `loss_mask` (bool as
+                `tokens`, True where a token is to be learned), where not all are; `text_emb` ([B, L, C], padding
+                zeroed) where the network takes text, `actions` (float32 [B, F-1, ACTION_DIM]) where it takes them, and
+                `draw_id` (int64 [B]) where text is dropped or there are samples of pictures.
 
         Returns:
             The network's inputs and what the loss is of.
@@ -236,6 +255,7 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         Raises:
             UserError: A token is no code of the model's vocabulary, or all frames are given.
         """
+        batch = pictures_one_by_one(batch) if batch["tokens"].ndim == 5 else batch
         grid = tuple(batch["tokens"].shape[1:])
         made = token_sequences(
             batch["tokens"],
@@ -256,6 +276,8 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             if self.objective.text_dropout > 0:
                 keep_B = _keep_text(self.objective.text_dropout, batch["draw_id"], seed=self.seed)
                 given["text_emb"] = batch["text_emb"] * keep_B.view(-1, 1, 1)
+        if self.config.action_dim is not None:
+            given["actions"] = scaled_actions(batch["actions"])
         return given
 
     def take_work(self) -> tuple[int, int]:
@@ -269,15 +291,20 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def _count(self, batch: Batch) -> None:
         tokens, flops = self._work
         num_samples, length = batch["tokens"].shape
-        text_length = batch["text_emb"].shape[1] if "text_emb" in batch else 0
+        text_length = sum(batch[name].shape[1] for name in ("text_emb", "actions") if name in batch)
         flops += training_flops(self.config, length, text_length=text_length, num_samples=num_samples)
         self._work = (tokens + num_samples * length, flops)
 
     def forward_step(self, batch: Batch) -> torch.Tensor | LabelTerms:
         """Runs the network."""
         labels, heads = batch["labels"], self.config.num_medusa_heads
-        labels = of_later_tokens(labels, heads) if heads else labels
-        return self.forward(batch["tokens"], batch["grid"], batch.get("text_emb"), labels_BS=labels)
+        return self.forward(
+            batch["tokens"],
+            batch["grid"],
+            batch.get("text_emb"),
+            labels_BS=of_later_tokens(labels, heads) if heads else labels,
+            actions_BFA=batch.get("actions"),
+        )
 
     def training_step(self, batch: Batch, batch_idx: int | None = None) -> Any:  # noqa: ANN401 - see forward_step
         """Lightning's name for `forward_step`."""

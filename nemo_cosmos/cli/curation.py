@@ -82,6 +82,10 @@ def tokenize(
         typer.Option(help="Only these cameras, as front,side; `all` for every one. Clips of one camera always pass."),
     ] = "front,side",
     executor: Annotated[str, typer.Option(help="in_process, ray_data or xenna.")] = "in_process",
+    token_files: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the tokens as Megatron's .bin and .idx too; with a discrete tokenizer."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the latent cache: tokenizer output, text states and conditions of every curated clip.
@@ -106,6 +110,7 @@ def tokenize(
         text_encoder=text_encoder,
         config=config,
         executor=executor,
+        token_files=token_files,
     )
     result = {"finished": False} if card is None else {"finished": True, **card.to_dict()}
     show(result, as_json=as_json)

@@ -37,35 +37,42 @@ def train(
 
 
 def train_stages(
-    size: Annotated[str, typer.Argument(help="tiny, 7b or 14b.")],
+    size: Annotated[
+        str, typer.Argument(help="Diffusion: tiny, 7b or 14b. Autoregressive: autoregressive_tiny, 4b or 12b.")
+    ],
     latents: Annotated[str, typer.Option(help="Latent cache of the first stage.")] = "runs/latents",
     latents_highres: Annotated[
-        str, typer.Option(help="Latent cache of larger and longer videos, for the second stage and the last.")
+        str,
+        typer.Option(help="Latent cache of larger or longer videos, for all stages but the first and the cool-down."),
     ] = "runs/latents_highres",
     latents_quality: Annotated[
-        str, typer.Option(help="Latent cache of the best of these, for the third stage.")
+        str, typer.Option(help="Latent cache of the best of these, for the cool-down.")
     ] = "runs/latents_quality",
     pictures: Annotated[
-        str | None, typer.Option(help="Latent cache of single frames, for every other batch of the first stage.")
+        str | None,
+        typer.Option(help="Latent cache of single frames, for every other batch of a diffusion WFM's first stage."),
     ] = None,
     pictures_highres: Annotated[
-        str | None, typer.Option(help="Latent cache of larger ones, for the second and the third stage.")
+        str | None, typer.Option(help="Latent cache of larger ones, for the later stages that take pictures.")
     ] = None,
     directory: Annotated[str, typer.Option(help="Folder for all stages; the same one again goes on.")] = "runs/stages",
     max_steps: Annotated[
         tuple[int, int, int, int] | None, typer.Option(help="Steps of each stage, instead of the recipes' own.")
     ] = None,
-    num_nodes: Annotated[int | None, typer.Option(help="Of 8 GPUs; for 7b and 14b.")] = None,
+    num_nodes: Annotated[int | None, typer.Option(help="Of 8 GPUs; for the published sizes.")] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Submit the stages as jobs that wait for each other.")] = False,
     dryrun: Annotated[bool, typer.Option("--dryrun", help="With --slurm: print the scripts instead.")] = False,
 ) -> None:
-    """Pretrain a diffusion WFM in four stages: low resolution, high resolution, cool-down, Video2World.
+    """Pretrain a WFM in four stages.
+
+    Diffusion: low resolution, high resolution, cool-down, Video2World. Autoregressive: 17 frames, 33 frames, text,
+    cool-down.
 
     Each stage starts from the weights of the one before. A stage that was interrupted goes on, a finished one is passed
     over.
     """
     from nemo_cosmos.errors import user_error
-    from recipes.diffusion_stages import stages_of, submit_stages
+    from recipes.stages import stages_of, submit_stages
 
     if dryrun and not slurm:
         raise user_error("--dryrun", True, "to stand with --slurm", "Give both, or see `nemo-cosmos recipes show`.")

@@ -17,6 +17,7 @@ from nemo_cosmos.data.latent_cache import LatentDataset, read_cache_card, requir
 from nemo_cosmos.data.packs import PackedSamples, collate_packs
 from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, ShuffledEpochs
 from nemo_cosmos.data.statistics import statistics_for
+from nemo_cosmos.data.token_files import TokenFiles, are_token_files
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
 from nemo_cosmos.parallel.startup import accelerator
@@ -123,14 +124,15 @@ class _LatentModule(_MegatronDataModule):
     """What the modules of latent caches share.
 
     Args:
-        paths: Folders that `nemo-cosmos tokenize` wrote; the first one's card stands for all where they agree.
+        paths: Folders that `nemo-cosmos tokenize` wrote, token files among them; the first one's card stands for all
+            where they agree.
         statistics_of: Card of the checkpoint that is post-trained.
         **batching: As for `_MegatronDataModule`.
     """
 
     def __init__(self, paths: tuple[str, ...], *, statistics_of: str | None, **batching: int) -> None:
         self.paths = tuple(Path(path) for path in paths)
-        self.cache_cards = tuple(_continuous_card(path) for path in self.paths)
+        self.cache_cards = tuple(read_cache_card(path) for path in self.paths)
         self.statistics = statistics_for(self.cache_cards, statistics_of)
         super().__init__(**batching)
 
@@ -144,25 +146,29 @@ class _LatentModule(_MegatronDataModule):
             **self.statistics.card_fields(),
         }
 
-    def latents(self, place: int, split: Split, **settings: Any) -> LatentDataset:  # noqa: ANN401 - of LatentDataset
+    def latents(
+        self, place: int, split: Split, *, sources: tuple[str, ...] | None = None, with_actions: bool = False
+    ) -> LatentDataset | TokenFiles:
         """Samples of one cache, normalised as its domain is."""
-        statistics = self.statistics.of(self.cache_cards[place].latent_shape[1])
-        return LatentDataset(self.paths[place], split=split, statistics=statistics, **settings)
-
-
-def _continuous_card(path: Path) -> LatentCacheCard:
-    card = read_cache_card(path)
-    require_continuous(card)
-    return card
+        path = self.paths[place]
+        if are_token_files(path):
+            if sources is not None or with_actions:
+                got = f"sources={sources}, with_actions={with_actions}"
+                raise user_error(f"{path}", got, "neither, for token files hold tokens only", "Give the latent cache.")
+            return TokenFiles(path, split=split)
+        statistics = self.statistics.of(self.cache_cards[place].num_latent_frames)
+        return LatentDataset(path, split=split, sources=sources, with_actions=with_actions, statistics=statistics)
 
 
 class LatentDataModule(_LatentModule):
-    """Batches of a latent cache, for the diffusion WFM; with pictures between them where these are asked for.
+    """Batches of a latent cache, for the WFMs; with pictures between them where these are asked for.
 
-    Videos and pictures are each normalised by the statistics of their own cache. Validation sees videos only.
+    Continuous latents are for the diffusion WFM; videos and pictures are each normalised by the statistics of their own
+    cache. Indices of a discrete tokenizer are for the autoregressive one. Validation sees videos only.
 
     Args:
-        path: Folder that `nemo-cosmos tokenize` wrote.
+        path: Folder that `nemo-cosmos tokenize` wrote; or one of Megatron's token files with their card, see
+            `nemo_cosmos.data.token_files`.
         with_actions: Only samples that carry actions, and give them.
         sources: Only these domains.
         pictures: Folder of a cache of single frames (`num_frames` 1); None is videos only.
@@ -177,8 +183,8 @@ class LatentDataModule(_LatentModule):
         num_workers: Loader processes.
 
     Raises:
-        UserError: A cache is missing, of indices or, as `pictures`, of videos; a number is out of range; or caches and
-            base do not fit together.
+        UserError: A cache is missing or, as `pictures`, of videos; a number is out of range; or caches and base do not
+            fit together.
     """
 
     def __init__(
@@ -201,7 +207,7 @@ class LatentDataModule(_LatentModule):
         if pictures is not None and with_actions:
             raise user_error("pictures", pictures, "None with actions, which pictures do not have", "Leave one out.")
         paths = (path,) if pictures is None else (path, pictures)
-        card = _continuous_card(Path(path))
+        card = read_cache_card(path)
         super().__init__(
             paths,
             statistics_of=statistics_of,
@@ -211,7 +217,7 @@ class LatentDataModule(_LatentModule):
             seed=seed,
             num_workers=num_workers,
         )
-        if pictures is not None and (frames := self.cache_cards[1].latent_shape[1]) != 1:
+        if pictures is not None and (frames := self.cache_cards[1].num_latent_frames) != 1:
             raise user_error("pictures", f"{frames} latent frames", "1", "Give a cache written with num_frames 1.")
         self.with_actions, self.sources = with_actions, sources
         self.has_pictures = pictures is not None
@@ -278,6 +284,8 @@ class PackedLatentDataModule(_LatentModule):
             seed=seed,
             num_workers=num_workers,
         )
+        for card in self.cache_cards:
+            require_continuous(card)
         self.tokens_per_pack = tokens_per_pack
         self.patch_spatial = patch_spatial
 
@@ -301,7 +309,7 @@ class PackedLatentDataModule(_LatentModule):
 
 
 def _num_tokens(card: LatentCacheCard, patch_spatial: int) -> int:
-    _, frames, height, width = card.latent_shape
+    *_, frames, height, width = card.latent_shape
     return frames * (height // patch_spatial) * (width // patch_spatial)
 
 

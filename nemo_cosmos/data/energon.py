@@ -25,14 +25,16 @@ from nemo_cosmos.tokenizer.statistics import Numbers
 class CookedLatent(Sample):
     """One sample; with a first axis more also a batch of them."""
 
-    latent: torch.Tensor
-    """float32 [C, T, H, W], normalised."""
     text_emb: torch.Tensor
     """float32 [L, D]."""
     text_mask: torch.Tensor
     """bool [L]."""
     fps: torch.Tensor
     """float32 scalar."""
+    latent: torch.Tensor | None = None
+    """float32 [C, T, H, W], normalised, of a continuous tokenizer."""
+    tokens: torch.Tensor | None = None
+    """int32 [T, H, W], of a discrete one."""
     actions: torch.Tensor | None = None
     """float32 [num_frames-1, ACTION_DIM], where asked for."""
 

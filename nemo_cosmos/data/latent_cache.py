@@ -111,18 +111,17 @@ def _spread_out(numbers: Numbers, like: torch.Tensor) -> torch.Tensor:
 
 
 class LatentDecoder:
-    """Makes what training takes of a continuous cache's samples.
+    """Makes what training takes of a cache's samples.
 
     Args:
         root: The cache's folder.
         sources: Only these domains; None for all.
         with_actions: Only samples that carry actions, and give them.
-        statistics: Mean and standard deviation to normalise by, see `normalise_latent`; the cache's own when absent. A
-            post-trained model needs those that its base was trained with.
+        statistics: Mean and standard deviation to normalise continuous latents by, see `normalise_latent`; the cache's
+            own when absent. A post-trained model needs those that its base was trained with.
 
     Raises:
-        UserError: The cache is unfinished or holds indices of a discrete tokenizer; or the statistics are not those of
-            such latents.
+        UserError: The cache is unfinished; or the statistics are not those of its latents.
     """
 
     def __init__(
@@ -134,12 +133,12 @@ class LatentDecoder:
         statistics: tuple[Numbers, Numbers] | None = None,
     ) -> None:
         self.card = read_cache_card(root)
-        require_continuous(self.card)
-        self._mean, self._std = statistics or (self.card.latent_mean, self.card.latent_std)
-        num_channels, num_frames, *_ = self.card.latent_shape
-        check_statistics(
-            "latent statistics", self._mean, self._std, num_channels=num_channels, num_latent_frames=num_frames
-        )
+        if self.card.continuous:
+            self._mean, self._std = statistics or (self.card.latent_mean, self.card.latent_std)
+            num_channels, num_frames, *_ = self.card.latent_shape
+            check_statistics(
+                "latent statistics", self._mean, self._std, num_channels=num_channels, num_latent_frames=num_frames
+            )
         self._sources, self._with_actions = sources, with_actions
 
     def takes(self, sample: LatentSample) -> bool:
@@ -156,12 +155,13 @@ class LatentDecoder:
             tensors: Its safetensors member.
 
         Returns:
-            `latent` float32 [C, T, H, W], normalised; `text_emb` float32 [L, D]; `text_mask` bool [L];
-            `fps` float32 scalar; with actions also `actions` float32 [num_frames-1, ACTION_DIM].
+            `latent` float32 [C, T, H, W], normalised, or of a discrete tokenizer `tokens` int32 [T, H, W], its indices;
+            `text_emb` float32 [L, D]; `text_mask` bool [L]; `fps` float32 scalar; with actions also
+            `actions` float32 [num_frames-1, ACTION_DIM].
         """
         stored = load_safetensors(tensors)
         item = {
-            "latent": normalise_latent(stored["latent"].float(), self._mean, self._std),
+            **self._latent(stored["latent"]),
             "text_emb": stored["text_emb"].float(),
             "text_mask": stored["text_mask"],
             "fps": torch.tensor(sample.fps, dtype=torch.float32),
@@ -170,9 +170,14 @@ class LatentDecoder:
             item["actions"] = stored["actions"]
         return item
 
+    def _latent(self, stored: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not self.card.continuous:
+            return {"tokens": stored}
+        return {"latent": normalise_latent(stored.float(), self._mean, self._std)}
+
 
 class LatentDataset(torch.utils.data.Dataset):
-    """The samples of one split of a continuous latent cache.
+    """The samples of one split of a latent cache.
 
     Args:
         root: The cache's folder.

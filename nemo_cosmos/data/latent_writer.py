@@ -316,6 +316,7 @@ def finish_latent_cache(
     text_encoder: TextEncoderConfig,
     config: LatentCacheConfig,
     statistics: tuple[Numbers, Numbers] | None = None,
+    vocab_size: int | None = None,
 ) -> LatentCacheCard | None:
     """Writes the card, once all shards are there.
 
@@ -328,6 +329,7 @@ def finish_latent_cache(
         config: What was cut from each clip.
         statistics: Mean and standard deviation that the tokenizer comes with, to normalise its latents by; measured on
             the training split when absent.
+        vocab_size: Codes of a discrete tokenizer.
 
     Returns:
         The card, or None while shards are missing.
@@ -360,6 +362,7 @@ def finish_latent_cache(
         text_encoder=text_encoder.name,
         text_dim=text_encoder.dim,
         text_length=text_encoder.max_length,
+        vocab_size=vocab_size,
         num_samples={split: sum(e["samples"] for e in entries.values()) for split, entries in moments.items()},
     )
     by_tar = {

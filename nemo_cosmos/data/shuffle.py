@@ -65,6 +65,24 @@ class PictureSamples(torch.utils.data.Dataset):
         return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
+_PICTURE_DRAWS = 2**40
+"""Apart stand the keys of the draws for the parts of one sample: more than training will ever have samples."""
+
+
+def pictures_one_by_one(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Makes a batch of pictures of one whose samples are of several each, as `PictureSamples` gives them.
+
+    Args:
+        batch: Tensors [B, N, ...] of B samples of N pictures, and `draw_id` int64 [B].
+
+    Returns:
+        Tensors [B N, ...], and for each picture a `draw_id` of its own.
+    """
+    num_pictures = next(value.shape[1] for name, value in batch.items() if name != "draw_id")
+    keys = batch["draw_id"][:, None] + _PICTURE_DRAWS * torch.arange(num_pictures)
+    return {name: value.flatten(0, 1) for name, value in {**batch, "draw_id": keys}.items()}
+
+
 class AlternatingBatches(torch.utils.data.Dataset):
     """Global batches of videos, and every n-th one of pictures instead.
 

@@ -18,6 +18,7 @@ from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModul
 from torch import nn
 
 from nemo_cosmos.contracts import LatentCacheCard
+from nemo_cosmos.data.shuffle import pictures_one_by_one
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.architecture import architecture_of
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig, condition_mask, draw, network_input
@@ -35,9 +36,6 @@ from nemo_cosmos.parallel.stages import stage_ends
 
 Batch = dict[str, Any]
 """Tensors by name; lists of them, one clip each, for latents and masks of a pack."""
-
-_PICTURE_DRAWS = 2**40
-"""Apart stand the keys of the draws for the parts of one sample: more than training will ever have samples."""
 
 
 class DiffusionLossReduction(MeanLossReduction):
@@ -318,7 +316,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             UserError: All latent frames may be given, which leaves none to learn from.
         """
         edm, config = self.edm, self.conditioning
-        batch = _one_by_one(batch) if batch["latent"].ndim == 6 else batch
+        batch = pictures_one_by_one(batch) if batch["latent"].ndim == 6 else batch
         clean = batch["latent"] * edm.sigma_data
         is_picture = clean.shape[2] == 1
         self._check_condition_frames(clean.shape[2])
@@ -380,10 +378,3 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         if self._validation_loss is None:
             self._validation_loss = DiffusionLossReduction(self.edm)
         return self._validation_loss
-
-
-def _one_by_one(batch: Batch) -> Batch:
-    """Samples of N pictures, as so many samples of one."""
-    num_pictures = batch["latent"].shape[1]
-    keys = batch["draw_id"][:, None] + _PICTURE_DRAWS * torch.arange(num_pictures)
-    return {name: value.flatten(0, 1) for name, value in {**batch, "draw_id": keys}.items()}

@@ -13,6 +13,8 @@ from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.data.latent_cache import LatentCacheConfig
 from nemo_cosmos.data.latent_writer import begin_latent_cache, finish_latent_cache
+from nemo_cosmos.data.token_files import write_token_files
+from nemo_cosmos.errors import user_error
 from nemo_cosmos.steps.tokenize_stages import EncodeCaptionsStage, ShardReaderStage, TokenizeStage
 from nemo_cosmos.text import text_encoder_config
 from nemo_cosmos.tokenizer.load import LoadedTokenizer
@@ -31,6 +33,7 @@ def tokenize(
     text_encoder: str = "minilm-l6",
     config: LatentCacheConfig | None = None,
     executor: str = "in_process",
+    token_files: str | Path | None = None,
 ) -> LatentCacheCard | None:
     """Writes the latent cache of a curated folder; goes on where an earlier run stopped.
 
@@ -44,13 +47,16 @@ def tokenize(
         text_encoder: A name of `nemo_cosmos.text.TEXT_ENCODERS`, or a folder as `text_encoder_config` takes it.
         config: What to cut from each clip.
         executor: A name of `curator_stages.executor.EXECUTORS`; the Ray ones need folders that all workers see.
+        token_files: Folder for the tokens of the finished cache as Megatron's `.bin` and `.idx` too, see
+            `nemo_cosmos.data.token_files`; needs a discrete tokenizer.
 
     Returns:
         The cache's card, or None when other tasks of the array are not done.
 
     Raises:
         UserError: There is no curated shard or no long enough clip, the models cannot be had, the sizes do not fit the
-            tokenizer, or `output` belongs to another tokenizer or configuration.
+            tokenizer, or `output` belongs to another tokenizer or configuration; or token files are asked for of
+            continuous latents.
     """
     # Workers of another machine start in another folder.
     curated, output = str(Path(curated).resolve()), str(Path(output).resolve())
@@ -58,6 +64,9 @@ def tokenize(
     text_encoder = str(Path(text_encoder).resolve()) if Path(text_encoder).is_dir() else text_encoder
     config, encoder, runner = config or LatentCacheConfig(), text_encoder_config(text_encoder), make_executor(executor)
     loaded = load_tokenizer(tokenizer)
+    vocab_size = loaded.model.tokenizer_config.vocab_size
+    if token_files is not None and vocab_size is None:
+        raise user_error("token_files", token_files, "None with a continuous tokenizer", "Give a discrete one (DV).")
     StreamingEncoder(loaded.model).check(config.num_frames, config.height, config.width)
     statistics = _statistics_of(loaded, config)
     fingerprint = loaded.model.fingerprint()
@@ -81,7 +90,7 @@ def tokenize(
         ),
     ]
     Pipeline(name="tokenize", stages=stages).run(runner)
-    return finish_latent_cache(
+    card = finish_latent_cache(
         curated,
         output,
         fingerprint=fingerprint,
@@ -89,7 +98,11 @@ def tokenize(
         text_encoder=encoder,
         config=config,
         statistics=statistics,
+        vocab_size=vocab_size,
     )
+    if card is not None and token_files is not None:
+        write_token_files(output, token_files)
+    return card
 
 
 def _statistics_of(loaded: LoadedTokenizer, config: LatentCacheConfig) -> tuple[Numbers, Numbers] | None:

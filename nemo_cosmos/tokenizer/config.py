@@ -142,6 +142,11 @@ class TokenizerConfig:
         return ("C" if self.levels is None else "D") + ("V" if self.modality == "video" else "I")
 
     @property
+    def vocab_size(self) -> int | None:
+        """Codes of a discrete latent; None of a continuous one."""
+        return None if self.levels is None else math.prod(self.levels)
+
+    @property
     def compression_name(self) -> str:
         """Family and compression as published names give them, such as `CV8x8x8` or `DI16x16`."""
         axes = [self.temporal_compression] if self.modality == "video" else []
@@ -252,6 +257,16 @@ def _discrete(z_channels: int) -> dict[str, Any]:
 
 
 _TINY: dict[str, Any] = {"channels": 64, "channels_mult": (1, 2), "num_res_blocks": 1, "patch_size": 8}
+_TINY_DISCRETE_VIDEO: dict[str, Any] = {
+    "channels": 32,
+    "channels_mult": (1, 2, 4),
+    "num_res_blocks": 1,
+    "levels": (8, 8, 8, 8),
+    "latent_channels": 4,
+    "z_channels": 16,
+}
+"""4,096 codes: the embedding of 64,000 would be most of a small transformer. The smaller patch spares the seven million
+weights that the last convolution has at a patch of 8."""
 
 _FIRST: dict[str, TokenizerConfig] = {
     "CI8x8": _image(8, patch_size=4),
@@ -283,7 +298,7 @@ PRESETS: dict[str, TokenizerConfig] = {
     **_FIRST,
     **_TOKENIZE1,
     "CV8x8x8-tiny": TokenizerConfig(**_TINY),
-    "DV8x8x8-tiny": TokenizerConfig(**_TINY, **_discrete(16)),
+    "DV8x8x8-tiny": TokenizerConfig(**_TINY_DISCRETE_VIDEO),
     "CI8x8-tiny": TokenizerConfig(**_TINY, modality="image", temporal_compression=1),
     "DI8x8-tiny": TokenizerConfig(**_TINY, **_discrete(16), modality="image", temporal_compression=1),
 }

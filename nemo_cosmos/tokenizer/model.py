@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 
 import torch
@@ -247,7 +246,7 @@ def check_latent(config: TokenizerConfig, latent: Tensor) -> None:
         return
     if latent.is_floating_point() or latent.is_complex() or latent.dtype == torch.bool:
         raise user_error("latent dtype", latent.dtype, "integers", "Give the indices that `encode` returned.")
-    size = math.prod(config.levels)
+    size = config.vocab_size
     # One transfer from the device, for streams come here with every chunk.
     lowest, highest = torch.stack(latent.aminmax()).tolist() if latent.numel() else (0, 0)
     if lowest < 0 or highest >= size:

@@ -17,7 +17,7 @@ from nemo_cosmos.data.latent_cache import LatentCacheConfig
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel import startup
-from recipes.diffusion_stages import stages_of, submit_stages
+from recipes.stages import stages_of, submit_stages
 from tests.recipes.test_slurm_road import STAND_IN
 from tests.unit.data.curated_folder import write_curated
 from tests.unit.data.test_latent_cache import _write

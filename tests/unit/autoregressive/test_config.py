@@ -43,7 +43,8 @@ def reference_weights(model: CosmosAR) -> Weights:
         ("autoregressive_5b", 4_584_845_312),
         ("autoregressive_12b", 11_560_975_360),
         ("autoregressive_13b", 13_323_125_760),
-        ("autoregressive_tiny", 14_724_096),
+        ("autoregressive_tiny", 5_640_192),
+        ("autoregressive_tiny_video2world", 7_035_136),
     ],
 )
 def test_published_sizes(name: str, published: int, one_rank: torch.device) -> None:
@@ -58,7 +59,7 @@ def test_published_sizes(name: str, published: int, one_rank: torch.device) -> N
     # Reference weights of this size are found by their shapes alone.
     reference = reference_weights(model)
     assert is_reference(reference)
-    found = config_of_reference(reference, name if name == "autoregressive_tiny" else None)
+    found = config_of_reference(reference, name if "tiny" in name else None)
     assert architecture_of(found) == architecture_of(config)
     assert entering(reference, found).keys() == names
 
@@ -72,7 +73,7 @@ def test_published_vocabularies() -> None:
 
 def test_other_sizes_need_a_name_or_a_card(one_rank: torch.device) -> None:
     weights = dict(reference_weights(on_meta(autoregressive_tiny(backend="torch"))))
-    with pytest.raises(UserError, match=r"'hidden_size': 192.*expected the shapes of a published model"):
+    with pytest.raises(UserError, match=r"'hidden_size': 256.*expected the shapes of a published model"):
         config_of_reference(weights)
     with pytest.raises(UserError, match="expected the shapes of autoregressive_4b"):
         config_of_reference(weights, "autoregressive_4b")
@@ -88,7 +89,11 @@ def test_other_sizes_need_a_name_or_a_card(one_rank: torch.device) -> None:
         ({"hidden_size": 64}, "18 or more"),
         ({"num_query_groups": 3}, "a divisor of the 4 heads"),
         ({"vocab_size": 1}, "2 or more"),
-        ({"special_tokens": True}, r"as many embeddings \(64064\) as outputs \(64000\)"),
+        (
+            {"special_tokens": True, "share_embeddings_and_output_weights": True},
+            r"as many embeddings \(4160\) as outputs \(4096\)",
+        ),
+        ({"action_dim": 7}, "action_dim: got 7, expected positive, and crossattn_emb_channels set"),
         ({"extra_pos_embed": "learnable"}, "'sincos' or None"),
         ({"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}, r"\['core_attn', 'mlp'\]"),
     ],

@@ -54,7 +54,13 @@ def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
 
 
 @pytest.mark.parametrize(
-    "overrides", [WITH_TEXT, {"share_embeddings_and_output_weights": True}, {"num_query_groups": 4}]
+    "overrides",
+    [
+        WITH_TEXT,
+        {**WITH_TEXT, "action_dim": 7},
+        {"share_embeddings_and_output_weights": True},
+        {"num_query_groups": 4},
+    ],
 )
 def test_round_trips_are_exact(overrides: dict, one_rank: torch.device) -> None:
     config = config_for(**overrides)
@@ -114,6 +120,14 @@ def test_reference_names_are_the_published_ones(one_rank: torch.device) -> None:
     assert torch.equal(reference["model.layers.1.attention.wq.weight"][36:], fused[72:108])
     assert torch.equal(reference["model.layers.1.attention.wk.weight"][18:], fused[108:126])
     assert torch.equal(reference["model.layers.1.attention.wv.weight"][18:], fused[126:])
+    config = config_for(**WITH_TEXT, action_dim=7)
+    with_actions = {name: weight.shape for name, weight in to_reference(random_state(config), config).items()}
+    assert {name: shape for name, shape in with_actions.items() if name not in expected} == {
+        "model.action_embedding_layers.0.weight": (3, 7),
+        "model.action_embedding_layers.0.bias": (3,),
+        "model.action_embedding_layers.2.weight": (12, 3),
+        "model.action_embedding_layers.2.bias": (12,),
+    }
 
 
 def test_what_does_not_fit_is_named(one_rank: torch.device) -> None:

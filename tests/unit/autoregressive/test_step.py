@@ -13,8 +13,10 @@ import torch
 
 from nemo_cosmos.autoregressive.architecture import config_from
 from nemo_cosmos.autoregressive.flops import training_flops
+from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.autoregressive.objective import next_token_loss
 from nemo_cosmos.autoregressive.step import AutoregressiveModel, NextTokenConfig
+from nemo_cosmos.autoregressive.warm_start import text_layers
 from nemo_cosmos.contracts import CheckpointCard, LatentCacheCard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.parallel import startup
@@ -66,6 +68,48 @@ def test_a_batch_becomes_sequences() -> None:
     assert bare.sequences(batch)["tokens"].shape == (2, 16) and "text_emb" not in bare.sequences(batch)
 
 
+def test_samples_of_pictures_are_taken_one_by_one() -> None:
+    model = AutoregressiveModel(config_for(**WITH_TEXT), objective=NextTokenConfig(text_dropout=0.5))
+    items = [batch_of(0, 1, 2), batch_of(3, 4, 5)]
+    joint = {name: torch.stack([item[name] for item in items]) for name in ("tokens", "text_emb")}
+    joint = {**joint, "tokens": joint["tokens"][:, :, :1], "draw_id": torch.tensor([7, 8])}
+    made = model.sequences(joint)
+    alone = model.sequences({**batch_of(*range(6)), "tokens": batch_of(*range(6))["tokens"][:, :1]})
+    assert made["grid"] == (1, 2, 4) and torch.equal(made["tokens"], alone["tokens"])
+    kept = made["text_emb"].flatten(1).any(dim=1)
+    assert torch.equal(made["text_emb"][kept], batch_of(*range(6))["text_emb"][kept])
+    # Each has a draw of its own.
+    assert 0 < kept[:3].sum() < 3 or 0 < kept[3:].sum() < 3
+
+
+ACTIONS = torch.randn(2, 8, 7, generator=torch.Generator().manual_seed(0))
+
+
+def test_actions_are_tokens_beside_the_text_and_know_their_place(one_rank: torch.device) -> None:
+    model = AutoregressiveModel(config_for(**WITH_TEXT, action_dim=7))
+    model.configure_model()
+
+    def terms(actions: torch.Tensor) -> torch.Tensor:
+        made = model.sequences({**batch_of(0, 1), "actions": actions})
+        return model.forward_step(made).logit
+
+    embedder = model.module.action_embedder
+    seen = []
+    embedder.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    got = terms(ACTIONS)
+    (scaled, tokens) = seen[0]
+    assert torch.equal(scaled[..., :6], torch.asinh(20 * ACTIONS[..., :6])) and tokens.shape == (2, 8, 12)
+    # The same as a text that ends with these tokens.
+    text = torch.cat([batch_of(0, 1)["text_emb"], tokens], dim=1)
+    made = model.sequences({**batch_of(0, 1), "actions": ACTIONS})
+    alone = model.forward(made["tokens"], GRID, text, labels_BS=made["labels"]).logit
+    torch.testing.assert_close(got, alone, rtol=0, atol=0)
+    assert not torch.allclose(terms(ACTIONS.flip(1)), got)  # their order matters
+    made = model.sequences({**batch_of(0, 1), "actions": ACTIONS})
+    model._count(made)
+    assert model.take_work()[1] == training_flops(model.config, 64, text_length=5 + 8, num_samples=2)
+
+
 def test_text_is_dropped_by_the_samples_key_alone() -> None:
     model = AutoregressiveModel(config_for(**WITH_TEXT), objective=NextTokenConfig(text_dropout=0.5))
     together = model.sequences(batch_of(*range(16)))["text_emb"]
@@ -89,17 +133,19 @@ def test_a_run_resumed_inside_an_epoch_goes_on_as_if_it_had_not_stopped(tmp_path
 
 
 def test_a_model_without_text_learns_to_take_it(tmp_path: Path, one_rank: torch.device) -> None:
-    shape = {"special_tokens": True, "extra_pos_embed": "sincos"}
-    base = {name: weight.detach() for name, weight in model_for(config_for(**shape)).named_parameters()}
-    write_safetensors(tmp_path / "base.safetensors", stored(base))
-    lacking = tuple(
-        f"layers.{n}.{part}" for n in range(2) for part in ("cross_attention.", "pre_cross_attn_layernorm.")
-    )
-    model = AutoregressiveModel(config_for(**WITH_TEXT), init_from=str(tmp_path / "base.safetensors"), may_lack=lacking)
+    codes = 48  # which fill the rows: the special tokens, which the base has not, need more
+    base = {name: weight.detach() for name, weight in model_for(config_for(vocab_size=codes)).named_parameters()}
+    path, config = tmp_path / "base.safetensors", config_for(**WITH_TEXT, vocab_size=codes)
+    write_safetensors(path, stored(base))
+    model = AutoregressiveModel(config, init_from=str(path), may_lack=text_layers(2))
     model.configure_model()
     state = dict(model.module.named_parameters())
-    assert all(torch.equal(state[name], weight) for name, weight in base.items())
-    assert all(name.startswith(lacking) for name in state.keys() - base.keys())
+    assert all(torch.equal(state[name][: len(weight)], weight) for name, weight in base.items())
+    assert all(name.startswith(text_layers(2)) for name in state.keys() - base.keys())
+    untrained = dict(CosmosAR(config).named_parameters())["embedding.weight"]
+    assert len(untrained) == 64 and torch.equal(state["embedding.weight"][codes:], untrained[codes:])
+    with pytest.raises(UserError, match=r"embedding\.weight has shape \[48, 72\]"):
+        AutoregressiveModel(config, init_from=str(path), may_lack=text_layers(2)[1:]).configure_model()
 
 
 def test_medusa_heads_learn_beside_the_model_or_alone(one_rank: torch.device) -> None:
@@ -126,6 +172,7 @@ def test_medusa_heads_learn_beside_the_model_or_alone(one_rank: torch.device) ->
     ("card", "layout", "message"),
     [
         ({"latent_shape": (16, 2, 8, 8), "continuous": True}, {}, r"latent_shape of the cache: .*expected \[T, H, W\]"),
+        ({"vocab_size": 64_000}, {}, "vocab_size of the cache: got 64000, expected 50"),
         ({"text_dim": 384}, {}, "text_dim of the cache: got 384, expected 12"),
         ({}, {"context_parallel_size": 5}, None),  # padded to a multiple of ten, too
         ({}, {"context_parallel_size": 3, "special_tokens": False}, "tokens of a sample: got 16, .*multiple of 6"),
@@ -142,6 +189,20 @@ def test_data_that_do_not_fit_the_model_are_refused(card: dict, layout: dict, me
         return
     with pytest.raises(UserError, match=message):
         model.check_data(told)
+
+
+def test_actions_in_data_and_model_must_agree() -> None:
+    without = AutoregressiveModel(config_for(**WITH_TEXT))
+    with pytest.raises(UserError, match="with_actions of the data: got True, expected False"):
+        without.check_data(CARD, with_actions=True)
+    model = AutoregressiveModel(config_for(**WITH_TEXT, action_dim=7))
+    with pytest.raises(UserError, match="with_actions of the data: got False, expected True"):
+        model.check_data(CARD, with_actions=False)
+    model.check_data(CARD, with_actions=True)
+    assert model.card_fields()["model"] == "autoregressive_2x72_action"
+    model.config.pipeline_model_parallel_size = 2
+    with pytest.raises(UserError, match="pipeline-parallel size: got 2, expected 1 with action_dim"):
+        model.check_data(CARD)
 
 
 def test_all_frames_given_leave_nothing_to_learn() -> None:

@@ -11,6 +11,7 @@ from megatron.energon import WorkerConfig, get_loader, get_savable_loader, get_t
 from nemo_cosmos.data.energon import LatentTaskEncoder
 from nemo_cosmos.data.latent_cache import LatentDataset
 from tests.unit.data.test_latent_cache import _write
+from tests.unit.data.test_token_files import Indices
 from tests.unit.energon_prepared import assert_prepared_as_by_energon
 
 FIELDS = ("latent", "text_emb", "text_mask", "fps", "actions")
@@ -36,6 +37,18 @@ def test_samples_are_those_that_training_reads(cache: Path, split: str, part: st
     assert [batch.__key__ for batch in theirs] == [[sample.key] for sample in ours.samples]
     for batch, item in zip(theirs, (ours[i] for i in range(len(ours))), strict=True):
         assert all(torch.equal(getattr(batch, name)[0], item[name]) for name in FIELDS)
+
+
+def test_indices_of_a_discrete_tokenizer_come_as_tokens(curated: Path, tmp_path: Path) -> None:
+    _write(curated, tmp_path / "tokens", tokenizer=Indices())
+    encoder = LatentTaskEncoder(tmp_path / "tokens")
+    data = get_val_dataset(
+        tmp_path / "tokens", split_part="train", task_encoder=encoder, worker_config=alone(), batch_size=3
+    )
+    batch = next(iter(get_loader(data)))
+    ours = LatentDataset(tmp_path / "tokens", split="train")
+    assert batch.latent == [None] * 3  # what energon makes of absent fields
+    assert torch.equal(batch.tokens, torch.stack([ours[i]["tokens"] for i in range(3)]))
 
 
 def test_energon_goes_on_in_mid_epoch(cache: Path) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load as load_safetensors
 from nemo_cosmos.contracts import LatentSample
 from nemo_cosmos.data import latent_cache, latent_writer
 from nemo_cosmos.data.curated import CuratedClips, caption_at, curated_shards
-from nemo_cosmos.data.datamodule import LatentDataModule
+from nemo_cosmos.data.datamodule import LatentDataModule, PackedLatentDataModule
 from nemo_cosmos.data.latent_cache import (
     LatentCacheConfig,
     LatentDataset,
@@ -282,10 +282,12 @@ def test_a_discrete_tokenizers_indices_are_kept_as_they_are(curated, tmp_path):
     frames = clips.frames(index, height=32, width=32)[sample["start_frame"] :][:17]
     assert stored.dtype is torch.int32
     assert torch.equal(stored, tokenizer.encode(to_model(frames)[None])[0])
+    item = LatentDataset(tmp_path / "latents", split="train")[0]
+    assert item["tokens"].dtype is torch.int32 and torch.equal(item["tokens"], stored)
+    assert item.keys() == {"tokens", "text_emb", "text_mask", "fps"}
+    assert LatentDataModule(str(tmp_path / "latents"), patch_spatial=1).seq_length == 3 * 4 * 4
     with pytest.raises(UserError, match="indices of the discrete tokenizer average"):
-        LatentDataset(tmp_path / "latents", split="train")
-    with pytest.raises(UserError, match="indices of the discrete tokenizer average"):
-        LatentDataModule(str(tmp_path / "latents"))
+        PackedLatentDataModule((str(tmp_path / "latents"),), tokens_per_pack=100)
 
 
 def test_what_another_curation_wrote_is_encoded_anew_and_the_rest_removed(curated, tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from nemo_cosmos.checkpoints.convert import convert
 from nemo_cosmos.data.latent_cache import LatentCacheConfig, read_cache_card
+from nemo_cosmos.data.token_files import TokenFiles
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json
 from nemo_cosmos.steps.tokenize import tokenize
@@ -71,8 +72,13 @@ def test_ray_data_writes_the_same_cache(curated, tmp_path, reference):
 def test_a_discrete_tokenizer_gives_indices(curated, tmp_path):
     torch.manual_seed(0)
     weights.save(CausalVideoTokenizer(preset("DV8x8x8-tiny")), tmp_path / "dv")
-    card = tokenize(curated, tmp_path / "out", tokenizer=str(tmp_path / "dv"), config=CONFIG)
-    assert (card.continuous, card.latent_shape) == (False, (3, 4, 4))
+    given = {"tokenizer": str(tmp_path / "dv"), "token_files": tmp_path / "files"}
+    card = tokenize(curated, tmp_path / "out", config=CONFIG, **given)
+    assert (card.continuous, card.latent_shape, card.vocab_size) == (False, (3, 4, 4), 4096)
+    assert len(TokenFiles(tmp_path / "files", split="train")) == card.num_samples["train"]
+    with pytest.raises(UserError, match="token_files: got .*, expected None with a continuous tokenizer"):
+        tokenize(curated, tmp_path / "other", config=CONFIG, token_files=tmp_path / "files")
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_cache_is_normalised_by_what_the_tokenizer_comes_with(curated, tmp_path):
