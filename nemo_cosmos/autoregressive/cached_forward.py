@@ -33,7 +33,7 @@ from nemo_cosmos.transformer.positions import Grid
 
 
 class _CrossAttention(NamedTuple):
-    """Weights of a layer's cross-attention; keys and values of the text, which are the same for all tokens."""
+    """Weights of a layer's cross-attention; keys and values of text and actions, which are the same for all tokens."""
 
     norm: Tensor
     q: Tensor
@@ -88,11 +88,12 @@ class CachedForward:
         batch: B.
         length: S; places after the video's tokens count as padding.
         crossattn_emb_BLC: Text tokens, where the model takes text.
+        actions_BFA: Scaled actions, where the model takes them.
         compile: Whether steps run through `torch.compile`, on GPUs in CUDA graphs: they then attend to the whole
             cache, as shapes must not change.
 
     Raises:
-        UserError: The model is cut into pipeline stages, or the text does not fit it.
+        UserError: The model is cut into pipeline stages, or text or actions do not fit it.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class CachedForward:
         batch: int,
         length: int,
         crossattn_emb_BLC: Tensor | None = None,
+        actions_BFA: Tensor | None = None,
         compile: bool = False,  # noqa: A002 - the field's name for it
     ) -> None:
         if not (model.pre_process and model.post_process):
@@ -120,8 +122,9 @@ class CachedForward:
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.num_heads = config.num_query_groups // self.tp_size
         self.queries_per_key = config.num_attention_heads // config.num_query_groups
-        text = None if crossattn_emb_BLC is None else crossattn_emb_BLC.transpose(0, 1).to(self.dtype).contiguous()
-        self.layers = [self._layer(layer, batch, text) for layer in model.layers]
+        context_BLC = model.context(crossattn_emb_BLC, actions_BFA, self.dtype)
+        context_LBC = None if context_BLC is None else context_BLC.transpose(0, 1).contiguous()
+        self.layers = [self._layer(layer, batch, context_LBC) for layer in model.layers]
         shard = CausalShard(length)
         cos, sin = rope_tables(
             grid, config.kv_channels, config.rotary_base, config.yarn, shard, config.num_first, self.device
@@ -136,13 +139,13 @@ class CachedForward:
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self._compiled = torch.compile(self._run_at, mode=mode, fullgraph=True)
 
-    def _layer(self, layer: ARLayer, batch: int, text_LBC: Tensor | None) -> _Layer:
+    def _layer(self, layer: ARLayer, batch: int, context_LBC: Tensor | None) -> _Layer:
         config, attention = self.config, layer.self_attention
         queries, keys = attention.q_layernorm.weight, attention.k_layernorm.weight
         cross = None
         if layer.takes_text:
             from_text = layer.cross_attention
-            key, value = (x.permute(1, 2, 0, 3).contiguous() for x in from_text.project_text(text_LBC))
+            key, value = (x.permute(1, 2, 0, 3).contiguous() for x in from_text.project_text(context_LBC))
             cross = _CrossAttention(
                 norm=layer.pre_cross_attn_layernorm.weight,
                 q=from_text.linear_q.weight,

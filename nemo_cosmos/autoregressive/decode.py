@@ -83,6 +83,7 @@ def write_tokens(
     *,
     sampling: TokenSampling,
     seeds: Sequence[int],
+    actions_BFA: Tensor | None = None,
     drafter: Drafter | None = None,
     allowed_V: Tensor | None = None,
     compile: bool = False,  # noqa: A002 - the field's name for it
@@ -98,6 +99,7 @@ def write_tokens(
         crossattn_emb_BLC: Text tokens, where the model takes text.
         sampling: How tokens are drawn.
         seeds: Of every video, whose tokens depend on its own alone.
+        actions_BFA: Scaled actions, where the model takes them.
         drafter: Guesses tokens. It changes how long this takes and nothing else.
         allowed_V: bool; codes that may be written; None for all. Special tokens never are.
         compile: See `CachedForward`.
@@ -112,7 +114,15 @@ def write_tokens(
     num_guesses = 0 if drafter is None else drafter.num_guesses
     # What a video that is complete does while it waits for others reaches beyond its end, and is dropped.
     room = length + num_guesses
-    forward = CachedForward(model, grid, batch=batch, length=room, crossattn_emb_BLC=crossattn_emb_BLC, compile=compile)
+    forward = CachedForward(
+        model,
+        grid,
+        batch=batch,
+        length=room,
+        crossattn_emb_BLC=crossattn_emb_BLC,
+        actions_BFA=actions_BFA,
+        compile=compile,
+    )
     sampler = TokenSampler(sampling, seeds, allowed_V=allowed_V)
     tokens = functional.pad(tokens_BS, (0, num_guesses + 1), value=UNKNOWN)
     with tqdm(total=length, initial=num_given, unit="token", disable=not progress) as bar:

@@ -154,15 +154,11 @@ class CosmosAR(MegatronModule):
             UserError: A size does not fit the model or the layout.
         """
         config, groups = self.config, self.groups
-        self._check(tokens_BS, grid, crossattn_emb_BLC, actions_BFA)
+        self._check(tokens_BS, grid)
         shard = causal_shard(tokens_BS.shape[1], groups, sequence_parallel=config.sequence_parallel)
         positions_s = shard.positions(tokens_BS.device)
         hidden = self._embed(tokens_BS[:, positions_s]) if self.pre_process else self.input_tensor
-        context_BLC = crossattn_emb_BLC
-        if actions_BFA is not None:
-            actions_BFC = self.action_embedder(actions_BFA.to(hidden.dtype))
-            context_BLC = torch.cat([context_BLC.to(hidden.dtype), actions_BFC], dim=1)
-        inputs = self._layer_inputs(grid, shard, context_BLC, hidden)
+        inputs = self._layer_inputs(grid, shard, self.context(crossattn_emb_BLC, actions_BFA, hidden.dtype), hidden)
         hidden = run_blocks(list(self.layers), hidden, inputs, config=config)
         if not self.post_process:
             return make_viewless_tensor(hidden, requires_grad=True, keep_graph=True)
@@ -186,23 +182,42 @@ class CosmosAR(MegatronModule):
             return self.embedding.weight
         return self.output_layer.weight if self.post_process else None
 
-    def _check(
-        self, tokens_BS: torch.Tensor, grid: Grid, text_BLC: torch.Tensor | None, actions_BFA: torch.Tensor | None
-    ) -> None:
-        config, least = self.config, self.config.num_first + math.prod(grid)
-        if tokens_BS.shape[1] < least:
-            raise user_error(
-                "tokens_BS", tuple(tokens_BS.shape), f"[B, {least} or more] for a grid {grid}", "Give whole videos."
-            )
-        channels = None if text_BLC is None else text_BLC.shape[-1]
+    def context(
+        self, crossattn_emb_BLC: torch.Tensor | None, actions_BFA: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """Joins what cross-attention looks at: the tokens of the text and of the actions.
+
+        Args:
+            crossattn_emb_BLC: See `forward`.
+            actions_BFA: See `forward`.
+            dtype: Of the result.
+
+        Returns:
+            [B, L + F, C]; None for a model without text.
+
+        Raises:
+            UserError: The model does not take one of them, or asks for another width.
+        """
+        config = self.config
+        channels = None if crossattn_emb_BLC is None else crossattn_emb_BLC.shape[-1]
         if channels != config.crossattn_emb_channels:
             expected = "None" if config.crossattn_emb_channels is None else f"[B, L, {config.crossattn_emb_channels}]"
-            got = None if text_BLC is None else tuple(text_BLC.shape)
+            got = None if crossattn_emb_BLC is None else tuple(crossattn_emb_BLC.shape)
             raise user_error("crossattn_emb_BLC", got, expected, "Use the encoder that the model was trained with.")
         if actions_BFA is not None and actions_BFA.shape[2:] != (config.action_dim,):
             expected = "None" if config.action_dim is None else f"[B, F, {config.action_dim}]"
             raise user_error(
                 "actions_BFA", tuple(actions_BFA.shape), expected, "Build the model with their action_dim."
+            )
+        if crossattn_emb_BLC is None or actions_BFA is None:
+            return None if crossattn_emb_BLC is None else crossattn_emb_BLC.to(dtype)
+        return torch.cat([crossattn_emb_BLC.to(dtype), self.action_embedder(actions_BFA.to(dtype))], dim=1)
+
+    def _check(self, tokens_BS: torch.Tensor, grid: Grid) -> None:
+        least = self.config.num_first + math.prod(grid)
+        if tokens_BS.shape[1] < least:
+            raise user_error(
+                "tokens_BS", tuple(tokens_BS.shape), f"[B, {least} or more] for a grid {grid}", "Give whole videos."
             )
 
     def _embed(self, tokens_Bs: torch.Tensor) -> torch.Tensor:

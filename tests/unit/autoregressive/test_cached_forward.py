@@ -39,6 +39,15 @@ def test_logits_are_those_of_the_whole_sequence(
     assert_close(ahead, torch.stack([whole[0, 15:18], whole[1, 9:12]]))
 
 
+@torch.inference_mode()
+def test_actions_are_looked_at(one_rank: torch.device) -> None:
+    model = model_for(config := config_for(**CASES["13B"], action_dim=2))
+    (tokens, text), actions = inputs_for(config), torch.linspace(-1, 1, 16).view(2, 4, 2)
+    forward = CachedForward(model, GRID, batch=2, length=28, crossattn_emb_BLC=text, actions_BFA=actions)
+    hidden = [forward(tokens[:, :9], [0, 0]), *(forward(tokens[:, i : i + 1], [i, i]) for i in range(9, 28))]
+    assert_close(forward.logits(torch.cat(hidden, dim=1)), model(tokens, GRID, text, actions_BFA=actions))
+
+
 @pytest.mark.slow
 @torch.inference_mode()
 def test_compiled_steps_are_the_same(one_rank: torch.device) -> None:
