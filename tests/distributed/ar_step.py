@@ -27,18 +27,17 @@ class Task:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
+WITH_TEXT = {
+    "special_tokens": True,
+    "extra_pos_embed": "sincos",
+    "crossattn_emb_channels": 12,
+    "yarn": Yarn(original_grid=(1, 2, 4), beta_fast=1.5, beta_slow=0.1),
+}
+
 TASKS = {
     # Begin of video, 20 codes and three times padding; Medusa heads beside the model's own prediction.
-    "videos": Task(
-        grid=(2, 2, 5),
-        overrides={
-            "special_tokens": True,
-            "extra_pos_embed": "sincos",
-            "crossattn_emb_channels": 12,
-            "num_medusa_heads": 2,
-            "yarn": Yarn(original_grid=(1, 2, 4), beta_fast=1.5, beta_slow=0.1),
-        },
-    ),
+    "videos": Task(grid=(2, 2, 5), overrides={**WITH_TEXT, "num_medusa_heads": 2}),
+    "actions": Task(grid=(2, 2, 5), overrides={**WITH_TEXT, "action_dim": 7}),
     "tied": Task(grid=(3, 2, 4), overrides={"share_embeddings_and_output_weights": True}),
 }
 
@@ -86,13 +85,14 @@ class _AR:
             ),
             "grid": grid,
             "text": text if config.crossattn_emb_channels else None,
+            "actions": torch.randn(BATCH, 8, 7, generator=generator) if config.action_dim else None,
         }
 
     def forward_step(self, data: Iterator[Any], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         batch = next(data)
         made, heads = batch["sequences"], model.module.config.num_medusa_heads
         labels = of_later_tokens(made.labels_BS, heads) if heads else made.labels_BS
-        output = model(made.tokens_BS, batch["grid"], batch["text"], labels_BS=labels)
+        output = model(made.tokens_BS, batch["grid"], batch["text"], labels_BS=labels, actions_BFA=batch["actions"])
 
         def loss(terms: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             own = [term[..., 0] for term in terms] if heads else terms

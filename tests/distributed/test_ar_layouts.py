@@ -31,6 +31,8 @@ LAYOUTS = {
     "CP2 all-gather tied": Layout(context=2, overrides=GATHER, task="tied"),
     "DP2": Layout(data=2),
     "DP2 distributed optimizer": Layout(data=2, distributed_optimizer=True),
+    "TP2 SP actions": Layout(tensor=2, sequence_parallel=True, task="actions"),
+    "CP2 actions": Layout(context=2, task="actions"),
     "TP2 SP PP2": Layout(tensor=2, pipeline=2, sequence_parallel=True),
     "TP2 SP CP2": Layout(tensor=2, context=2, sequence_parallel=True),
     "TP2 SP CP2 ring tied": Layout(tensor=2, context=2, sequence_parallel=True, overrides=RING, task="tied"),
