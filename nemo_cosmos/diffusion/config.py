@@ -10,6 +10,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.parallel.activation import gelu
 from nemo_cosmos.parallel.backend import BackendName
 from nemo_cosmos.transformer.layout import (
     check_groups,
@@ -71,6 +72,7 @@ class DiTConfig(TransformerConfig):
     qk_layernorm: bool = True
     normalization: str = "RMSNorm"
     layernorm_epsilon: float = 1e-6
+    activation_func: Callable[[torch.Tensor], torch.Tensor] = gelu
     add_bias_linear: bool = False
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
