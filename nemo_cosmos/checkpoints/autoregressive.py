@@ -8,9 +8,8 @@ from typing import Literal, get_args
 
 import torch
 
-from nemo_cosmos import __version__
 from nemo_cosmos.autoregressive.architecture import architecture_of, config_from, is_architecture
-from nemo_cosmos.autoregressive.config import PRESETS, ARConfig
+from nemo_cosmos.autoregressive.config import PRESETS
 from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.autoregressive.published import config_of_reference, is_reference
 from nemo_cosmos.autoregressive.shards import merge_shards, shard_files
@@ -18,7 +17,7 @@ from nemo_cosmos.autoregressive.state_dict import entering, leaving
 from nemo_cosmos.checkpoints import nemo_format
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.load import load_tokenizer
-from nemo_cosmos.checkpoints.weight_file import check_weights, file_at, open_file, write_file
+from nemo_cosmos.checkpoints.weight_file import card_without_history, check_weights, file_at, open_file, write_file
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
@@ -99,18 +98,9 @@ def _open_file(file: Path, preset: str | None) -> StoredAR:
     if card is not None and not is_reference(weights):
         return StoredAR(weights=weights, card=card)
     config = config_of_reference(weights, preset) if card is None else config_from(card.config)
-    return StoredAR(weights=entering(weights, config), card=card or _card(config, file))
-
-
-def _card(config: ARConfig, source: Path) -> CheckpointCard:
-    return CheckpointCard(
-        model="autoregressive",
-        config=architecture_of(config),
-        step=0,
-        data="not known",
-        command="nemo-cosmos convert",
-        parent=str(source),
-        versions={"nemo_cosmos": __version__},
+    return StoredAR(
+        weights=entering(weights, config),
+        card=card or card_without_history("autoregressive", architecture_of(config), file),
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from nemo_cosmos import __version__
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import write_json, written_aside
@@ -45,6 +47,25 @@ def write_file(weights: Weights, card: CheckpointCard, target: Path) -> None:
         # A kill before the new card stands leaves weights without a card, which nobody takes for others.
         card_path.unlink(missing_ok=True)
     write_json(card_path, card.to_dict())
+
+
+def card_without_history(model: str, config: dict[str, Any], source: Path) -> CheckpointCard:
+    """The card of weights that came without one.
+
+    Args:
+        model: The kind of WFM.
+        config: Its architecture.
+        source: Where the weights are from.
+    """
+    return CheckpointCard(
+        model=model,
+        config=config,
+        step=0,
+        data="not known",
+        command="nemo-cosmos convert",
+        parent=str(source),
+        versions={"nemo_cosmos": __version__},
+    )
 
 
 def check_weights(

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import torch
 
-from nemo_cosmos import __version__
 from nemo_cosmos.autoregressive.architecture import is_architecture
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.nemo_format import open_weights
-from nemo_cosmos.checkpoints.weight_file import check_weights, file_at, open_file
+from nemo_cosmos.checkpoints.weight_file import card_without_history, check_weights, file_at, open_file
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion import state_dict as names
 from nemo_cosmos.diffusion.architecture import architecture_of, config_from
-from nemo_cosmos.diffusion.config import PRESETS, DiTConfig
+from nemo_cosmos.diffusion.config import PRESETS
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.published import config_of_reference, is_reference
 from nemo_cosmos.errors import UserError, user_error
@@ -112,7 +111,7 @@ def _open_reference_or_ours(file: Path, preset: str | None) -> StoredWfm:
             return StoredWfm(weights=weights, card=card)
     config = config_of_reference(weights, preset) if card is None else config_from(card.config)
     entered = names.entering(weights, config, "reference")
-    return StoredWfm(weights=entered, card=card or _card(config, file))
+    return StoredWfm(weights=entered, card=card or card_without_history("diffusion", architecture_of(config), file))
 
 
 def _open_diffusers(folder: Path) -> StoredWfm:
@@ -121,7 +120,11 @@ def _open_diffusers(folder: Path) -> StoredWfm:
         raise user_error(f"{folder}/config.json", values["_class_name"], TRANSFORMER_CLASS, "Give that model's folder.")
     config = names.config_from_diffusers(values)
     weights = names.entering(open_shards(folder, WEIGHTS_FILE), config, "diffusers")
-    return StoredWfm(weights=weights, card=_card(config, folder), may_lack=names.NOT_IN_DIFFUSERS)
+    return StoredWfm(
+        weights=weights,
+        card=card_without_history("diffusion", architecture_of(config), folder),
+        may_lack=names.NOT_IN_DIFFUSERS,
+    )
 
 
 def _with_vae(wfm: StoredWfm, vae: Path) -> StoredWfm:
@@ -134,18 +137,6 @@ def _with_vae(wfm: StoredWfm, vae: Path) -> StoredWfm:
     fingerprint = conversion.from_diffusers(vae).fingerprint()
     card = dataclasses.replace(wfm.card, tokenizer_fingerprint=fingerprint, latent_mean=mean, latent_std=std)
     return dataclasses.replace(wfm, card=card)
-
-
-def _card(config: DiTConfig, source: Path) -> CheckpointCard:
-    return CheckpointCard(
-        model="diffusion",
-        config=architecture_of(config),
-        step=0,
-        data="not known",
-        command="nemo-cosmos convert",
-        parent=str(source),
-        versions={"nemo_cosmos": __version__},
-    )
 
 
 def unallocated_network(card: CheckpointCard) -> CosmosDiT:
