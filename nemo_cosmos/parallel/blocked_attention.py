@@ -141,8 +141,7 @@ def _attend(powers: _Powers, value_lH: torch.Tensor, out_sH: torch.Tensor, total
     for queries in _blocks(len(out_sH), len(value_lH)):
         powers_li = powers.of(slice(None), queries)
         total_s[queries] = torch.sum(powers_li, dim=0, dtype=torch.float32)
-        powers_li.mul_(total_s[queries].reciprocal())
-        out_sH[queries] = torch.mm(powers_li.t(), value_lH)
+        out_sH[queries] = torch.mm(powers_li.t(), value_lH) / total_s[queries, None]
 
 
 def _attend_backward(
