@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +75,10 @@ class NextTokenLossReduction(MeanLossReduction):
         super().__init__()
         self._objective = objective
 
-    def forward(self, batch: Batch, forward_out: LabelTerms) -> tuple[torch.Tensor, Batch]:
+    def forward(self, batch: Batch, forward_out: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Batch]:
         """Cross entropy of what is to be learned, the z-loss and the Medusa heads' loss; samples count alike."""
-        terms, counted = forward_out, batch["counted"]
+        # Megatron's wrapper for mixed precision hands on plain tuples.
+        terms, counted = LabelTerms(*forward_out), batch["counted"]
         has_heads = terms.log_z.ndim == 3
         own = LabelTerms(*(term[..., 0] for term in terms)) if has_heads else terms
         loss_B, cross_entropy_B = next_token_loss(

@@ -132,6 +132,14 @@ def test_a_run_resumed_inside_an_epoch_goes_on_as_if_it_had_not_stopped(tmp_path
     assert run(tmp_path, steps=5) == {step: whole[step] for step in (4, 5)}
 
 
+def test_trains_in_mixed_precision(tmp_path: Path) -> None:
+    exact = run(tmp_path / "exact", steps=2)
+    startup.shutdown()
+    mixed = run(tmp_path / "mixed", steps=2, precision="bf16-mixed")
+    # Weights and products of 8 bits, losses near log 50.
+    assert mixed == {step: pytest.approx(loss, rel=5e-3) for step, loss in exact.items()}
+
+
 def test_a_model_without_text_learns_to_take_it(tmp_path: Path, one_rank: torch.device) -> None:
     codes = 48  # which fill the rows: the special tokens, which the base has not, need more
     base = {name: weight.detach() for name, weight in model_for(config_for(vocab_size=codes)).named_parameters()}
