@@ -21,19 +21,9 @@ from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 from nemo_cosmos.video_io import to_model, write_video
+from tests.unit.generation.word_encoder import WordEncoder
 
 SAMPLING = SamplingConfig(num_frames=17, height=32, width=48, num_steps=3, sampler="euler")
-
-
-class WordEncoder:
-    """Encodes a text by the length of its words, and its end; an empty one is no text."""
-
-    def encode(self, prompts):
-        states = torch.zeros(len(prompts), 8, 384)
-        for i, prompt in enumerate(prompts):
-            for j, word in enumerate([*prompt.split()[:7], "."] if prompt else []):
-                states[i, j] = len(word)
-        return states, states[..., 0] > 0
 
 
 def _world_model(*, action_dim):
