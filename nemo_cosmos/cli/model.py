@@ -309,18 +309,29 @@ def evaluate_tokenizer(
 def evaluate_wfm(
     curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder to write predictions and measures to.")],
-    checkpoint: Annotated[str, typer.Option(help="The post-trained WFM.")] = "diffusion_tiny_action",
+    checkpoint: Annotated[
+        str, typer.Option(help="The post-trained WFM, diffusion or autoregressive.")
+    ] = "diffusion_tiny_action",
     unconditional: Annotated[
-        str, typer.Option(help="The WFM without first frame and actions.")
-    ] = "diffusion_tiny_text2world",
+        str | None,
+        typer.Option(help="The WFM without first frame and actions; diffusion_tiny_text2world, none autoregressive."),
+    ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="Tokenizer folder, hf:// address, or embedded name.")
-    ] = "tokenizer_tiny",
+        str | None,
+        typer.Option(help="Tokenizer folder, hf:// address, or embedded name; the tiny one of the WFM's kind."),
+    ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="Cache an autoregressive WFM was trained on, to count token models on for bits per token."),
+    ] = None,
     num_clips: Annotated[int, typer.Option(help="Held-out windows to predict.")] = 32,
     num_seeds: Annotated[int, typer.Option(help="Predictions of each window; measures are their means.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Video prediction on held-out rollouts, beside repeating the last frame and an unconditional model."""
+    """Video prediction on held-out rollouts, beside repeating the last frame and an unconditional model.
+
+    Of an autoregressive WFM also bits per token, beside unigram and bigram models of the tokens.
+    """
     from nemo_cosmos.steps.evaluate_wfm import evaluate_wfm as run
 
     result = run(
@@ -329,6 +340,7 @@ def evaluate_wfm(
         checkpoint=checkpoint,
         unconditional=unconditional,
         tokenizer=tokenizer,
+        latents=latents,
         num_clips=num_clips,
         num_seeds=num_seeds,
     )
