@@ -112,20 +112,33 @@ def evaluate_wfm(
             for seed, run in enumerate(_runs(UNCONDITIONAL, num_seeds)):
                 predictions[run] = _predict(model, windows, None, _seeded(sampling, seed, windows), batch_size)
     all_runs = evaluate_predictions([window.frames for window in windows], predictions, perceptual_stride=4)
-    all_methods, sampled = all_runs, [name for name in _SAMPLED if _runs(name, 1)[0] in predictions]
+    means = _write_measures(output, all_runs, bits, [window.source for window in windows], num_seeds)
+    _show(output, windows, predictions, sampling.fps)
+    return means
+
+
+def _write_measures(
+    output: Path,
+    all_runs: PredictionEvaluation,
+    bits: PredictionEvaluation | None,
+    sources: list[str],
+    num_seeds: int,
+) -> dict[str, dict[str, float]]:
+    """Writes all files of numbers; returns the mean of each measure by method."""
+    measured = {result.method for result in all_runs.methods}
+    sampled = [name for name in _SAMPLED if measured.issuperset(_runs(name, 1))]
+    all_methods = all_runs
     for method in sampled:
         all_methods = mean_over_runs(all_methods, method, _runs(method, num_seeds))
     told = [all_methods] if bits is None else [all_methods, bits]
     compared = _only(all_methods, (MODEL, REPEAT, UNCONDITIONAL, CEILING))
     write_json(output / "prediction.json", compared.to_dict())
     write_json(output / "actions.json", _only(all_methods, (MODEL, SHUFFLED)).to_dict())
-    sources = [window.source for window in windows]
     write_json(output / "prediction_by_source.json", _joined([by_source(of, sources) for of in told]))
     write_json(output / "prediction_by_seed.json", _by_seed(all_runs, sampled, num_seeds))
     write_json(output / "differences.json", _joined([_differences(of) for of in told]))
     if bits is not None:
         write_json(output / "token_bits.json", bits.to_dict())
-    _show(output, windows, predictions, sampling.fps)
     return _joined([_means(of) for of in told])
 
 

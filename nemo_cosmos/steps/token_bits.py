@@ -1,4 +1,4 @@
-"""How many bits an autoregressive WFM needs for the tokens of held-out windows, beside token models that are counted."""
+"""How many bits an autoregressive WFM needs for the tokens of held-out windows, beside counted token models."""
 
 from __future__ import annotations
 
