@@ -115,7 +115,7 @@ class AutoregressiveSource(WorldModelSource):
         """Refuses all but tensor parallelism: a token at a time leaves other ranks nothing to do."""
         others = dataclasses.replace(layout, tensor=1)
         if others != GenerationLayout():
-            told = {name: value for name, value in dataclasses.asdict(others).items() if value not in (1, False)}
+            told = {name: value for name, value in dataclasses.asdict(layout).items() if value > 1 or value is True}
             raise user_error(
                 "layout",
                 told,
