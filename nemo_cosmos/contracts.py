@@ -215,7 +215,7 @@ class CheckpointCard(Record):
     """The same for latents of pictures, per channel, where these have statistics of their own."""
     image_latent_std: tuple[float, ...] | None = None
     text_encoder: str | None = None
-    """Name of the encoder whose states a diffusion WFM was trained on."""
+    """Name of the encoder whose states a WFM was trained on."""
     parent: str | None = None
     """Fingerprint or path of the checkpoint that this one was post-trained from."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -242,15 +242,22 @@ class GeneratedVideo(Record):
     """Path of the picture or video that it goes on from."""
     num_first_frames: int = 1
     """Frames taken from that video."""
-    num_steps: int
-    guidance: float
-    sampler: str = "euler"
+    num_steps: int | None = None
+    """Of a diffusion WFM, as all up to `input_frames_guidance`; None where tokens were drawn."""
+    guidance: float | None = None
+    sampler: str | None = "euler"
     """Name of the integrator."""
     sigma_max: float | None = None
     """First noise level; None in records that tell no levels."""
     sigma_min: float | None = None
     final_sigma: str | None = None
     input_frames_guidance: bool = False
+    temperature: float | None = None
+    """Of an autoregressive WFM, as all up to `speculation`; None where latents were denoised."""
+    top_p: float | None = None
+    top_k: int | None = None
+    speculation: str | None = None
+    """How tokens were guessed ahead."""
     chunk_frames: int | None = None
     """Frames generated at once; None is all."""
     overlap_frames: int = 1

@@ -86,6 +86,7 @@ def write_tokens(
     actions_BFA: Tensor | None = None,
     drafter: Drafter | None = None,
     allowed_V: Tensor | None = None,
+    first_place: int = 0,
     compile: bool = False,  # noqa: A002 - the field's name for it
     progress: bool = False,
 ) -> WrittenTokens:
@@ -102,6 +103,7 @@ def write_tokens(
         actions_BFA: Scaled actions, where the model takes them.
         drafter: Guesses tokens. It changes how long this takes and nothing else.
         allowed_V: bool; codes that may be written; None for all. Special tokens never are.
+        first_place: Place of the sequence's first token in a longer video, so that no two windows of it draw alike.
         compile: See `CachedForward`.
         progress: Show a progress bar.
 
@@ -123,7 +125,7 @@ def write_tokens(
         actions_BFA=actions_BFA,
         compile=compile,
     )
-    sampler = TokenSampler(sampling, seeds, allowed_V=allowed_V)
+    sampler = TokenSampler(sampling, seeds, allowed_V=allowed_V, first_place=first_place)
     tokens = functional.pad(tokens_BS, (0, num_guesses + 1), value=UNKNOWN)
     with tqdm(total=length, initial=num_given, unit="token", disable=not progress) as bar:
         write = _write_one_by_one if drafter is None else partial(_write_guessing, drafter=drafter)

@@ -60,10 +60,19 @@ class TokenSampler:
         sampling: How.
         seeds: Of every video, in [0, 2^64).
         allowed_V: bool; tokens that may be drawn; None for all.
+        first_place: Of the videos' first tokens, where they go on from others.
     """
 
-    def __init__(self, sampling: TokenSampling, seeds: Sequence[int], *, allowed_V: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        sampling: TokenSampling,
+        seeds: Sequence[int],
+        *,
+        allowed_V: torch.Tensor | None = None,
+        first_place: int = 0,
+    ) -> None:
         self.sampling = sampling
+        self._first_place = first_place
         self._seeds = list(seeds)
         self._forbidden_V = None if allowed_V is None else ~allowed_V
         self._arrivals: list[dict[int, np.ndarray]] = [{} for _ in seeds]
@@ -95,7 +104,7 @@ class TokenSampler:
             del kept[place]
         for place in range(start, start + num_places):
             if place not in kept:
-                kept[place] = _arrivals(self._seeds[video], place, num_codes)
+                kept[place] = _arrivals(self._seeds[video], self._first_place + place, num_codes)
         return np.stack([kept[place] for place in range(start, start + num_places)])
 
 

@@ -10,9 +10,18 @@ from nemo_cosmos.weight_files.hub import local_path
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Where they stand."""
 
+NAMES = (
+    "autoregressive_tiny_action",
+    "diffusion_tiny_action",
+    "diffusion_tiny_text2world",
+    "tokenizer_tiny",
+    "tokenizer_tiny_discrete",
+)
+"""What a whole installation has."""
+
 
 def embedded_names() -> list[str]:
-    """Names of all embedded weights."""
+    """Names of the embedded weights that are there."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
@@ -34,9 +43,14 @@ def embedded_path(name: str) -> Path:
     """The safetensors file of embedded weights.
 
     Raises:
-        UserError: There are none of that name.
+        UserError: There are none of that name, or they are missing.
     """
     path = WEIGHTS / f"{name}.safetensors"
+    if not path.is_file() and name in NAMES:
+        raise UserError(
+            f"checkpoint {name}: its embedded weights are missing, expected at {path}. Install the package anew, or "
+            "name another checkpoint."
+        )
     if not path.is_file():
         raise UserError(
             f"checkpoint {name}: neither a folder nor embedded weights; those are {embedded_names()}. "

@@ -1,6 +1,6 @@
 """Loading models for inference from any place that holds them.
 
-A diffusion WFM must be loaded while Megatron's process groups are open; see `nemo_cosmos.parallel.startup.initialize`.
+A WFM must be loaded while Megatron's process groups are open; see `nemo_cosmos.parallel.startup.initialize`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from megatron.core.transformer.module import MegatronModule
+
+from nemo_cosmos.autoregressive import architecture as autoregressive
+from nemo_cosmos.autoregressive import warm_start as autoregressive_weights
+from nemo_cosmos.autoregressive.config import ARConfig
+from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.embedded import find_checkpoint
 from nemo_cosmos.contracts import CheckpointCard
-from nemo_cosmos.diffusion.architecture import config_from
+from nemo_cosmos.diffusion import architecture as diffusion
+from nemo_cosmos.diffusion import warm_start as diffusion_weights
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.model import CosmosDiT
-from nemo_cosmos.diffusion.warm_start import load_whole_weights
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json
 from nemo_cosmos.parallel.stages import stage_ends
@@ -31,40 +37,66 @@ def load_tokenizer(place: str | Path) -> LoadedTokenizer:
         place: Anything `find_checkpoint` takes.
 
     Raises:
-        UserError: There is none, it is a diffusion WFM, or its weights do not fit.
+        UserError: There is none, it is a WFM, or its weights do not fit.
     """
     return load(find_checkpoint(place))
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredNetwork:
-    """A diffusion WFM's network that is told of by its card and not loaded yet."""
+Config = TypeVar("Config")
+Network = TypeVar("Network", bound=MegatronModule)
 
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkKind(Generic[Config, Network]):
+    """A family of WFMs."""
+
+    config_from: Callable[..., Config]
+    """Makes the configuration of a card's architecture and of fields of how to run it."""
+    network: type[Network]
+    load_whole_weights: Callable[[Network, Path], None]
+    """Copies this rank's share of a safetensors file into a network."""
+
+
+DIFFUSION = NetworkKind[DiTConfig, CosmosDiT](
+    config_from=diffusion.config_from, network=CosmosDiT, load_whole_weights=diffusion_weights.load_whole_weights
+)
+AUTOREGRESSIVE = NetworkKind[ARConfig, CosmosAR](
+    config_from=autoregressive.config_from,
+    network=CosmosAR,
+    load_whole_weights=autoregressive_weights.load_whole_weights,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredNetwork(Generic[Config, Network]):
+    """A WFM's network that is told of by its card and not loaded yet."""
+
+    kind: NetworkKind[Config, Network]
     card: CheckpointCard
-    fill: Callable[[CosmosDiT], None]
+    fill: Callable[[Network], None]
     """Copies this rank's share of the weights into the network."""
 
-    def config(self, **layout: Any) -> DiTConfig:  # noqa: ANN401 - fields of DiTConfig
+    def config(self, **layout: Any) -> Config:  # noqa: ANN401 - fields of the kind's configuration
         """The architecture, with fields of how to run it.
 
         Raises:
             UserError: The card does not tell a whole architecture.
         """
-        return config_from(self.card.config, **layout)
+        return self.kind.config_from(self.card.config, **layout)
 
-    def load(self, **layout: Any) -> CosmosDiT:  # noqa: ANN401 - fields of DiTConfig
+    def load(self, **layout: Any) -> Network:  # noqa: ANN401 - fields of the kind's configuration
         """Builds and fills this rank's part, in evaluation mode, on the CPU.
 
         Raises:
             UserError: A weight is missing or of another shape.
         """
-        network = CosmosDiT(self.config(**layout), **stage_ends(None)).eval().requires_grad_(False)
+        network = self.kind.network(self.config(**layout), **stage_ends(None)).eval().requires_grad_(False)
         self.fill(network)
         return network
 
 
 def find_network(place: str | Path) -> StoredNetwork:
-    """Finds a diffusion WFM's network and reads its card.
+    """Finds a WFM's network, diffusion or autoregressive, and reads its card.
 
     Args:
         place: A NeMo checkpoint with a card, or a `.safetensors` file of whole weights with its card beside it, named
@@ -76,14 +108,20 @@ def find_network(place: str | Path) -> StoredNetwork:
     folder = find_checkpoint(place)
     if folder.suffix == ".safetensors" and folder.with_suffix(".json").is_file():
         card = CheckpointCard.from_dict(read_json(folder.with_suffix(".json")))
-        return StoredNetwork(card=card, fill=lambda network: load_whole_weights(network, folder))
+        kind = _kind_of(card)
+        return StoredNetwork(kind=kind, card=card, fill=lambda network: kind.load_whole_weights(network, folder))
     if detect(folder) is not Format.NEMO:
         raise UserError(f"{folder}: is no NeMo checkpoint. Convert it first (nemo-cosmos convert ... --to nemo).")
-    return StoredNetwork(card=read_card(folder), fill=lambda network: load_weights(network, folder))
+    card = read_card(folder)
+    return StoredNetwork(kind=_kind_of(card), card=card, fill=lambda network: load_weights(network, folder))
 
 
-def load_network(place: str | Path) -> tuple[CosmosDiT, CheckpointCard]:
-    """Loads a diffusion WFM's network in evaluation mode, with its card.
+def _kind_of(card: CheckpointCard) -> NetworkKind:
+    return AUTOREGRESSIVE if autoregressive.is_architecture(card.config) else DIFFUSION
+
+
+def load_network(place: str | Path) -> tuple[MegatronModule, CheckpointCard]:
+    """Loads a WFM's network in evaluation mode, with its card.
 
     Args:
         place: Anything `find_network` takes.

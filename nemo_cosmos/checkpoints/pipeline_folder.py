@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_cosmos import __version__
-from nemo_cosmos.checkpoints.load import StoredNetwork, load_tokenizer
+from nemo_cosmos.checkpoints.load import DIFFUSION, StoredNetwork, load_tokenizer
 from nemo_cosmos.checkpoints.wfm import TRANSFORMER, VAE, WEIGHTS_FILE
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion import state_dict as names
@@ -94,7 +94,7 @@ class PipelineFolder:
                 may_lack=names.NOT_IN_DIFFUSERS,
             )
 
-        return StoredNetwork(card=card, fill=fill)
+        return StoredNetwork(kind=DIFFUSION, card=card, fill=fill)
 
     def tokenizer(self) -> Tokenizer:
         """The VAE, float32, on the CPU.

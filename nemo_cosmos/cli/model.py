@@ -99,9 +99,13 @@ def train_stages(
 
 def generate(
     output: Annotated[Path, typer.Argument(help="The mp4 to write.")],
-    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows; not for a WFM without text.")] = "",
     checkpoint: Annotated[
-        str, typer.Option(help="NeMo folder, diffusers pipeline folder, hf:// address, or embedded name.")
+        str,
+        typer.Option(
+            help="WFM, diffusion or autoregressive: NeMo folder, safetensors file with its card, diffusers pipeline "
+            "folder, hf:// address, or embedded name."
+        ),
     ] = "diffusion_tiny_action",
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer folder, hf:// address, or embedded name; a pipeline has its own.")
@@ -109,22 +113,43 @@ def generate(
     first_frame: Annotated[Path | None, typer.Option(help="Picture or video to go on from.")] = None,
     num_first_frames: Annotated[int, typer.Option(help="Frames taken from a video: 1 or 9.")] = 1,
     actions: Annotated[Path | None, typer.Option(help="JSON or npy with one row of 7 per generated frame.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="1 + 8k; 17 for the tiny models, 121 for the others.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; 128 or 704.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; 128 or 1280.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second; 10 or 24.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Denoising steps; 4 or 36.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler, heun, res_2ab or dpmpp_2m; euler or res_2ab.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="g in cond + g (cond - uncond); 0 or 7.")] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
+    num_frames: Annotated[
+        int | None, typer.Option(help="1 + 8k; 17 for the tiny models, 121 for the others, 33 autoregressive.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; 128 or 704, 640 autoregressive.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; 128 or 1280, 1024 autoregressive.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second; 10 or 24, 25 autoregressive.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Diffusion: denoising steps; 4 or 36.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Diffusion: euler, heun, res_2ab or dpmpp_2m; euler or res_2ab.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Diffusion: g in cond + g (cond - uncond); 0 or 7.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="Diffusion: what guidance moves away from.")] = "",
     input_frames_guidance: Annotated[
-        bool, typer.Option(help="Guidance moves away from a video without the first frame too.")
+        bool, typer.Option(help="Diffusion: guidance moves away from a video without the first frame too.")
     ] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Autoregressive: divides the logits; 1, and 0 is greedy.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Autoregressive: probability that admitted tokens hold; 0.8, and 1 admits all.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Autoregressive: admit so many of the likeliest tokens.")] = None,
+    speculation: Annotated[
+        str | None,
+        typer.Option(
+            help="Autoregressive: how tokens are guessed ahead, which changes none: medusa, where there are heads, "
+            "previous_frame or none."
+        ),
+    ] = None,
     chunk_frames: Annotated[
-        int | None, typer.Option(help="Generate a long video in chunks of so many frames, 1 + 8k.")
+        int | None,
+        typer.Option(
+            help="Generate a long video in chunks of so many frames, 1 + 8k; 17 or 33 autoregressive, else the whole."
+        ),
     ] = None,
     overlap_frames: Annotated[int, typer.Option(help="Last frames of a chunk that the next one is given: 1 or 9.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     guard: Annotated[bool, typer.Option(help="Run the guardrail.")] = True,
     offload: Annotated[bool, typer.Option(help="Have each model in memory only while it works.")] = False,
     tensor_parallel: Annotated[int, typer.Option(help="Ranks among which weights are cut; start it by torchrun.")] = 1,
@@ -151,6 +176,10 @@ def generate(
         sampler=sampler,
         guidance=guidance,
         input_frames_guidance=input_frames_guidance,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        speculation=speculation,
         chunk_frames=chunk_frames,
         overlap_frames=overlap_frames,
         seed=seed,
@@ -280,18 +309,29 @@ def evaluate_tokenizer(
 def evaluate_wfm(
     curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder to write predictions and measures to.")],
-    checkpoint: Annotated[str, typer.Option(help="The post-trained WFM.")] = "diffusion_tiny_action",
+    checkpoint: Annotated[
+        str, typer.Option(help="The post-trained WFM, diffusion or autoregressive.")
+    ] = "diffusion_tiny_action",
     unconditional: Annotated[
-        str, typer.Option(help="The WFM without first frame and actions.")
-    ] = "diffusion_tiny_text2world",
+        str | None,
+        typer.Option(help="The WFM without first frame and actions; diffusion_tiny_text2world, none autoregressive."),
+    ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="Tokenizer folder, hf:// address, or embedded name.")
-    ] = "tokenizer_tiny",
+        str | None,
+        typer.Option(help="Tokenizer folder, hf:// address, or embedded name; the tiny one of the WFM's kind."),
+    ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="Cache an autoregressive WFM was trained on, to count token models on for bits per token."),
+    ] = None,
     num_clips: Annotated[int, typer.Option(help="Held-out windows to predict.")] = 32,
     num_seeds: Annotated[int, typer.Option(help="Predictions of each window; measures are their means.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Video prediction on held-out rollouts, beside repeating the last frame and an unconditional model."""
+    """Video prediction on held-out rollouts, beside repeating the last frame and an unconditional model.
+
+    Of an autoregressive WFM also bits per token, beside unigram and bigram models of the tokens.
+    """
     from nemo_cosmos.steps.evaluate_wfm import evaluate_wfm as run
 
     result = run(
@@ -300,6 +340,7 @@ def evaluate_wfm(
         checkpoint=checkpoint,
         unconditional=unconditional,
         tokenizer=tokenizer,
+        latents=latents,
         num_clips=num_clips,
         num_seeds=num_seeds,
     )

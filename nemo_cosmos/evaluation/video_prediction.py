@@ -133,7 +133,7 @@ def evaluate_predictions(
             "SSIM": (scored, np.stack([ssim(a[scored], b[scored]) for a, b in zip(truth, videos, strict=True)])),
             "LPIPS-like": (sparse, np.stack([of_video[m] for of_video in distances])),
         }
-        results = (_measure(key, frames, scores, seed=seed) for key, (frames, scores) in values.items())
+        results = (measure_over_videos(key, frames, scores, seed=seed) for key, (frames, scores) in values.items())
         methods.append(MethodResult(method=name, measures=tuple(results)))
     return PredictionEvaluation(
         num_videos=len(truth), num_frames=num_frames, skip_frames=skip_frames, methods=tuple(methods)
@@ -187,6 +187,25 @@ def bootstrap_interval(values: np.ndarray, *, seed: int = 0, num_resamples: int 
     return Interval(mean=float(np.mean(values)), low=float(low), high=float(high))
 
 
+def measure_over_videos(name: str, frames: np.ndarray, scores: np.ndarray, *, seed: int = 0) -> MeasureResult:
+    """Sums up one measure of one method.
+
+    Args:
+        name: Of the measure.
+        frames: Numbers of the F frames that are scored.
+        scores: [N videos, F].
+        seed: Of the bootstrap.
+    """
+    per_video = scores.mean(axis=1)
+    return MeasureResult(
+        measure=name,
+        over_videos=bootstrap_interval(per_video, seed=seed),
+        per_video=tuple(per_video.tolist()),
+        per_frame=tuple(scores.mean(axis=0).tolist()),
+        frames=tuple(frames.tolist()),
+    )
+
+
 def prediction_rows(evaluation: PredictionEvaluation) -> tuple[list[str], list[list[str | float]]]:
     """Headers and rows of a table: per measure its mean and its interval."""
     headers = ["method", *(name for measure in MEASURES for name in (measure, f"{measure} 95%"))]
@@ -198,18 +217,6 @@ def prediction_rows(evaluation: PredictionEvaluation) -> tuple[list[str], list[l
             row += [interval.mean, f"{interval.low:.4g} to {interval.high:.4g}"]
         rows.append(row)
     return headers, rows
-
-
-def _measure(name: str, frames: np.ndarray, scores: np.ndarray, *, seed: int) -> MeasureResult:
-    """Sums up scores [N videos, F frames]."""
-    per_video = scores.mean(axis=1)
-    return MeasureResult(
-        measure=name,
-        over_videos=bootstrap_interval(per_video, seed=seed),
-        per_video=tuple(per_video.tolist()),
-        per_frame=tuple(scores.mean(axis=0).tolist()),
-        frames=tuple(frames.tolist()),
-    )
 
 
 def _check(truth: Sequence[np.ndarray], predictions: Mapping[str, Sequence[np.ndarray]], *, skip_frames: int) -> None:

@@ -1,1 +1,1 @@
-"""Generating video with a diffusion WFM."""
+"""Generating video with a WFM of either family."""

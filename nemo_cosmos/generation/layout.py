@@ -32,7 +32,7 @@ class GenerationLayout:
 
     @property
     def network(self) -> dict[str, Any]:
-        """Fields of `DiTConfig`."""
+        """Fields of a network's configuration."""
         return {
             "tensor_model_parallel_size": self.tensor,
             "pipeline_model_parallel_size": self.pipeline,

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.transformer.module import MegatronModule
 
 from nemo_cosmos.checkpoints.embedded import find_checkpoint
-from nemo_cosmos.checkpoints.load import StoredNetwork, find_network, load_tokenizer
+from nemo_cosmos.checkpoints.load import AUTOREGRESSIVE, StoredNetwork, find_network, load_tokenizer
 from nemo_cosmos.checkpoints.pipeline_folder import PipelineFolder, is_pipeline
 from nemo_cosmos.contracts import CheckpointCard
-from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.errors import user_error
+from nemo_cosmos.generation.autoregressive_world_model import AutoregressiveWorldModel
+from nemo_cosmos.generation.diffusion_world_model import DiffusionWorldModel
 from nemo_cosmos.generation.layout import GenerationLayout
 from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.generation.stage import Stage
@@ -28,24 +32,101 @@ from nemo_cosmos.parallel.startup import initialize, world_size
 from nemo_cosmos.text import TEXT_ENCODERS, CachedTextEncoder, load_text_encoder
 from nemo_cosmos.tokenizer.model import Tokenizer
 
-_TOKENIZER = "tokenizer_tiny"
+_TOKENIZER, _DISCRETE_TOKENIZER = "tokenizer_tiny", "tokenizer_tiny_discrete"
 """Taken where none is named and the checkpoint has none of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldModelSource:
+class WorldModelSource(ABC):
     """Where the parts of a world model are; none of them is loaded."""
 
     network: StoredNetwork
     load_tokenizer: Callable[[], Tokenizer]
-    load_text_encoder: Callable[[], CachedTextEncoder]
+    load_text_encoder: Callable[[], CachedTextEncoder] | None
+    """None where the network takes no text."""
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a prompt means something to the network."""
+        return self.load_text_encoder is not None
+
+    @abstractmethod
+    def complete(self, sampling: SamplingConfig | None) -> SamplingConfig:
+        """Fills what is not set with the checkpoint's and the model's own values.
+
+        Raises:
+            UserError: Something is set that the model does not take.
+        """
+
+    def check_layout(self, layout: GenerationLayout) -> None:
+        """Refuses a layout that does not fit the ranks or this family of models.
+
+        Raises:
+            UserError: Says what would.
+        """
+        layout.check(world_size())
+
+    @abstractmethod
+    def assemble(self, layout: GenerationLayout, *, offload: bool) -> WorldModel:
+        """Makes the model of parts that load when they are used; the layout's process groups must be open."""
+
+    def _parts(self, layout: GenerationLayout, *, offload: bool) -> dict[str, Any]:
+        device, keep, load_text_encoder = current_device(), not offload, self.load_text_encoder
+        return {
+            "config": self.network.config(**layout.network),
+            "network": Stage(lambda: _place(self.network.load(**layout.network), layout), keep=keep),
+            "tokenizer": Stage(lambda: self.load_tokenizer().to(device), keep=keep),
+            "text_encoder": load_text_encoder and Stage(lambda: load_text_encoder().to(device), keep=keep),
+            "card": self.network.card,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSource(WorldModelSource):
+    """Of a diffusion WFM."""
+
     edm: EDM = EDM()
     levels: dict[str, Any] = field(default_factory=dict)
     """Noise levels that the checkpoint names, as fields of `SamplingConfig`."""
 
     def complete(self, sampling: SamplingConfig | None) -> SamplingConfig:
-        """Fills what is not set with the checkpoint's noise levels and the model's own values."""
-        return (sampling or SamplingConfig()).for_model(self.network.config(), self.levels)
+        """See `WorldModelSource.complete`."""
+        return (sampling or SamplingConfig()).for_diffusion(self.network.config(), self.levels)
+
+    def assemble(self, layout: GenerationLayout, *, offload: bool) -> DiffusionWorldModel:
+        """See `WorldModelSource.assemble`."""
+        return DiffusionWorldModel(
+            **self._parts(layout, offload=offload),
+            edm=self.edm,
+            levels=self.levels,
+            branch_ranks=BranchRanks() if layout.split_guidance else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveSource(WorldModelSource):
+    """Of an autoregressive WFM."""
+
+    def complete(self, sampling: SamplingConfig | None) -> SamplingConfig:
+        """See `WorldModelSource.complete`."""
+        return (sampling or SamplingConfig()).for_autoregressive(self.network.config())
+
+    def check_layout(self, layout: GenerationLayout) -> None:
+        """Refuses all but tensor parallelism: a token at a time leaves other ranks nothing to do."""
+        others = dataclasses.replace(layout, tensor=1)
+        if others != GenerationLayout():
+            told = {name: value for name, value in dataclasses.asdict(layout).items() if value > 1 or value is True}
+            raise user_error(
+                "layout",
+                told,
+                "tensor alone for an autoregressive WFM",
+                "Use tensor-parallel ranks (--tensor-parallel).",
+            )
+        super().check_layout(layout)
+
+    def assemble(self, layout: GenerationLayout, *, offload: bool) -> AutoregressiveWorldModel:
+        """See `WorldModelSource.assemble`."""
+        return AutoregressiveWorldModel(**self._parts(layout, offload=offload))
 
 
 def find_world_model(checkpoint: str | Path, tokenizer: str | Path | None = None) -> WorldModelSource:
@@ -53,23 +134,31 @@ def find_world_model(checkpoint: str | Path, tokenizer: str | Path | None = None
 
     Args:
         checkpoint: Anything `find_network` takes, or a diffusers pipeline folder, named likewise.
-        tokenizer: Anything `load_tokenizer` takes; a pipeline's own, else `tokenizer_tiny`, when absent.
+        tokenizer: Anything `load_tokenizer` takes; when absent a pipeline's own, else `tokenizer_tiny` for a diffusion
+            WFM and `tokenizer_tiny_discrete` for an autoregressive one.
 
     Raises:
         UserError: Something is missing or of another kind.
     """
     place = find_checkpoint(checkpoint)
-    if not is_pipeline(place):
-        network = find_network(place)
-        name = _text_encoder_of(network.card, network.config().crossattn_emb_channels)
-        return WorldModelSource(
-            network=network,
-            load_tokenizer=lambda: load_tokenizer(tokenizer or _TOKENIZER).model,
-            load_text_encoder=lambda: load_text_encoder(name),
-        )
-    pipeline = PipelineFolder(place)
+    if is_pipeline(place):
+        return _of_pipeline(PipelineFolder(place), tokenizer)
+    network = find_network(place)
+    source, default = (
+        (AutoregressiveSource, _DISCRETE_TOKENIZER) if network.kind is AUTOREGRESSIVE else (DiffusionSource, _TOKENIZER)
+    )
+    width = network.config().crossattn_emb_channels
+    encoder = None if width is None else _text_encoder_of(network.card, width)
+    return source(
+        network=network,
+        load_tokenizer=lambda: load_tokenizer(tokenizer or default).model,
+        load_text_encoder=None if encoder is None else lambda: load_text_encoder(encoder),
+    )
+
+
+def _of_pipeline(pipeline: PipelineFolder, tokenizer: str | Path | None) -> DiffusionSource:
     schedule = pipeline.schedule()
-    return WorldModelSource(
+    return DiffusionSource(
         network=pipeline.network(),
         load_tokenizer=(lambda: load_tokenizer(tokenizer).model) if tokenizer else pipeline.tokenizer,
         load_text_encoder=pipeline.text_encoder,
@@ -104,22 +193,12 @@ def open_world_model(
     """
     source = checkpoint if isinstance(checkpoint, WorldModelSource) else find_world_model(checkpoint, tokenizer)
     layout = layout or GenerationLayout()
-    layout.check(world_size())
+    source.check_layout(layout)
     with initialize(**layout.groups):
-        device = current_device()
-        yield WorldModel(
-            config=source.network.config(**layout.network),
-            network=Stage(lambda: _place(source.network.load(**layout.network), layout), keep=not offload),
-            tokenizer=Stage(lambda: source.load_tokenizer().to(device), keep=not offload),
-            text_encoder=Stage(lambda: source.load_text_encoder().to(device), keep=not offload),
-            card=source.network.card,
-            edm=source.edm,
-            levels=source.levels,
-            branch_ranks=BranchRanks() if layout.split_guidance else None,
-        )
+        yield source.assemble(layout, offload=offload)
 
 
-def _place(network: CosmosDiT, layout: GenerationLayout) -> CosmosDiT:
+def _place(network: MegatronModule, layout: GenerationLayout) -> MegatronModule:
     device = current_device()
     network = network.to(dtype=torch.bfloat16 if device.type == "cuda" else None)
     if not layout.shard_weights:

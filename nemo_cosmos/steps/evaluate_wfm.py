@@ -18,12 +18,14 @@ from nemo_cosmos.evaluation.video_prediction import (
     repeat_last_frame,
 )
 from nemo_cosmos.files import write_json
-from nemo_cosmos.generation.open import find_world_model, open_world_model
+from nemo_cosmos.generation.autoregressive_world_model import AutoregressiveWorldModel
+from nemo_cosmos.generation.open import DiffusionSource, find_world_model, open_world_model
 from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.generation.world_model import WorldModel
 from nemo_cosmos.html_page import frame_sheet
 from nemo_cosmos.steps.evaluate_tokenizer import reconstruct
 from nemo_cosmos.steps.heldout import HeldOutWindow, held_out_windows
+from nemo_cosmos.steps.token_bits import evaluate_token_bits
 from nemo_cosmos.video_io import write_video
 
 MODEL, SHUFFLED, REPEAT, UNCONDITIONAL, CEILING = (
@@ -36,7 +38,8 @@ MODEL, SHUFFLED, REPEAT, UNCONDITIONAL, CEILING = (
 """Names of the methods in results; the last rebuilds the truth and bounds what any WFM on these latents can reach."""
 _METHODS = (MODEL, SHUFFLED, REPEAT, CEILING, UNCONDITIONAL)
 _SAMPLED = (MODEL, SHUFFLED, UNCONDITIONAL)
-"""Those that draw noise."""
+"""Those that draw noise or tokens."""
+_UNCONDITIONAL_DIFFUSION = "diffusion_tiny_text2world"
 
 
 def evaluate_wfm(
@@ -44,8 +47,9 @@ def evaluate_wfm(
     output: str | Path,
     *,
     checkpoint: str | Path = "diffusion_tiny_action",
-    unconditional: str | Path = "diffusion_tiny_text2world",
-    tokenizer: str | Path = "tokenizer_tiny",
+    unconditional: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    latents: str | Path | None = None,
     num_clips: int = 32,
     num_seeds: int = 1,
     sampling: SamplingConfig | None = None,
@@ -53,16 +57,22 @@ def evaluate_wfm(
 ) -> dict[str, Any]:
     """Predicts held-out windows from their first frame and actions, and compares.
 
+    Of an autoregressive WFM it also measures bits per token, with the right actions and with shuffled ones.
+
     Args:
         curated: Folder that `nemo-cosmos curate` wrote.
         output: Folder for `prediction.json`, `actions.json`, `prediction_by_source.json` (method, source, measure),
             `prediction_by_seed.json` (method, one value a seed), `differences.json` (method, measure: what the WFM with
-            the right actions has more than it, window by window), and for each source a frame sheet and videos.
-        checkpoint: The action-conditioned WFM.
-        unconditional: A WFM that is given neither frames nor actions nor text.
-        tokenizer: Anything `load_tokenizer` takes.
+            the right actions has more than it, window by window), of an autoregressive WFM `token_bits.json`, and for
+            each source a frame sheet and videos.
+        checkpoint: The action-conditioned WFM, of either family.
+        unconditional: A WFM that is given neither frames nor actions nor text; when absent,
+            `diffusion_tiny_text2world` beside a diffusion WFM and none beside an autoregressive one.
+        tokenizer: As `find_world_model` takes it, of both WFMs.
+        latents: Latent cache or token files that an autoregressive WFM was trained on: token models are counted on them
+            and compared by bits per token.
         num_clips: At most this many windows.
-        num_seeds: So many predictions of each window by each WFM, each from noise of its own; measures are their means.
+        num_seeds: So many predictions of each window by each WFM, each from draws of its own; measures are their means.
         sampling: Sizes, steps and seed.
         batch_size: Windows predicted at once.
 
@@ -71,7 +81,12 @@ def evaluate_wfm(
     """
     if num_seeds < 1:
         raise user_error("num_seeds", num_seeds, "at least 1", "Ask for one prediction of each window or more.")
-    output, sampling = Path(output), find_world_model(checkpoint, tokenizer).complete(sampling)
+    source = find_world_model(checkpoint, tokenizer)
+    output, sampling = Path(output), source.complete(sampling)
+    if isinstance(source, DiffusionSource):
+        unconditional = unconditional or _UNCONDITIONAL_DIFFUSION
+        if latents is not None:
+            raise user_error("latents", str(latents), "none, for a diffusion WFM has no tokens", "Leave it out.")
     windows = held_out_windows(
         curated,
         num_windows=num_clips,
@@ -80,24 +95,62 @@ def evaluate_wfm(
         width=sampling.width,
         with_actions=True,
     )
-    predictions = _predict_all(windows, checkpoint, unconditional, tokenizer, sampling, batch_size, num_seeds)
+    bits = None
+    with open_world_model(source) as model:
+        if isinstance(model, AutoregressiveWorldModel):
+            bits = evaluate_token_bits(
+                model,
+                windows,
+                {MODEL: _actions(windows), SHUFFLED: shuffled_actions(windows)},
+                latents=latents,
+                num_frames=min(sampling.num_frames, sampling.chunk_frames),
+                batch_size=batch_size,
+            )
+        predictions = _predict_all(model, windows, sampling, batch_size, num_seeds)
+    if unconditional is not None:
+        with open_world_model(unconditional, tokenizer) as model:
+            for seed, run in enumerate(_runs(UNCONDITIONAL, num_seeds)):
+                predictions[run] = _predict(model, windows, None, _seeded(sampling, seed, windows), batch_size)
     all_runs = evaluate_predictions([window.frames for window in windows], predictions, perceptual_stride=4)
+    means = _write_measures(output, all_runs, bits, [window.source for window in windows], num_seeds)
+    _show(output, windows, predictions, sampling.fps)
+    return means
+
+
+def _write_measures(
+    output: Path,
+    all_runs: PredictionEvaluation,
+    bits: PredictionEvaluation | None,
+    sources: list[str],
+    num_seeds: int,
+) -> dict[str, dict[str, float]]:
+    """Writes all files of numbers; returns the mean of each measure by method."""
+    measured = {result.method for result in all_runs.methods}
+    sampled = [name for name in _SAMPLED if measured.issuperset(_runs(name, 1))]
     all_methods = all_runs
-    for method in _SAMPLED:
+    for method in sampled:
         all_methods = mean_over_runs(all_methods, method, _runs(method, num_seeds))
+    told = [all_methods] if bits is None else [all_methods, bits]
     compared = _only(all_methods, (MODEL, REPEAT, UNCONDITIONAL, CEILING))
     write_json(output / "prediction.json", compared.to_dict())
     write_json(output / "actions.json", _only(all_methods, (MODEL, SHUFFLED)).to_dict())
-    write_json(output / "prediction_by_source.json", by_source(all_methods, [window.source for window in windows]))
-    write_json(output / "prediction_by_seed.json", _by_seed(all_runs, num_seeds))
-    write_json(output / "differences.json", _differences(all_methods))
-    _show(output, windows, predictions, sampling.fps)
-    return _means(all_methods)
+    write_json(output / "prediction_by_source.json", _joined([by_source(of, sources) for of in told]))
+    write_json(output / "prediction_by_seed.json", _by_seed(all_runs, sampled, num_seeds))
+    write_json(output / "differences.json", _joined([_differences(of) for of in told]))
+    if bits is not None:
+        write_json(output / "token_bits.json", bits.to_dict())
+    return _joined([_means(of) for of in told])
+
+
+def _joined(tables: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Puts the measures of each method together."""
+    methods = dict.fromkeys(name for table in tables for name in table)
+    return {name: {key: value for table in tables for key, value in table.get(name, {}).items()} for name in methods}
 
 
 def _means(evaluation: PredictionEvaluation) -> dict[str, dict[str, float]]:
     return {
-        method.method: {measure: method.measure(measure).over_videos.mean for measure in MEASURES}
+        method.method: {measure.measure: measure.over_videos.mean for measure in method.measures}
         for method in evaluation.methods
     }
 
@@ -107,48 +160,44 @@ def _runs(method: str, num_seeds: int) -> list[str]:
     return [f"{method}, seed {seed}" for seed in range(num_seeds)]
 
 
-def _by_seed(all_runs: PredictionEvaluation, num_seeds: int) -> dict[str, dict[str, list[float]]]:
+def _by_seed(all_runs: PredictionEvaluation, sampled: list[str], num_seeds: int) -> dict[str, dict[str, list[float]]]:
     means = _means(all_runs)
     return {
         method: {measure: [means[run][measure] for run in _runs(method, num_seeds)] for measure in MEASURES}
-        for method in _SAMPLED
+        for method in sampled
     }
 
 
 def _differences(evaluation: PredictionEvaluation) -> dict[str, dict[str, dict[str, Any]]]:
     return {
-        name: {measure: paired_difference(evaluation, MODEL, name, measure).to_dict() for measure in MEASURES}
-        for name in (SHUFFLED, REPEAT, UNCONDITIONAL)
+        other.method: {
+            of.measure: paired_difference(evaluation, MODEL, other.method, of.measure).to_dict()
+            for of in other.measures
+        }
+        for other in evaluation.methods
+        if other.method not in (MODEL, CEILING)
     }
 
 
 def _predict_all(
-    windows: list[HeldOutWindow],
-    checkpoint: str | Path,
-    unconditional: str | Path,
-    tokenizer: str | Path,
-    sampling: SamplingConfig,
-    batch_size: int,
-    num_seeds: int,
+    model: WorldModel, windows: list[HeldOutWindow], sampling: SamplingConfig, batch_size: int, num_seeds: int
 ) -> dict[str, list[np.ndarray]]:
-    """Predicted videos by run for the WFMs, by method for the others."""
-    right: list[np.ndarray] = [window.actions for window in windows]  # type: ignore[misc]
-    others = shuffled_actions(windows)
+    """Predicted videos by run for the WFM, by method for the others."""
     predictions: dict[str, list[np.ndarray]] = {}
-    with open_world_model(checkpoint, tokenizer) as model:
-        for method, actions in ((MODEL, right), (SHUFFLED, others)):
-            for seed, run in enumerate(_runs(method, num_seeds)):
-                predictions[run] = _predict(model, windows, actions, _seeded(sampling, seed, windows), batch_size)
-        predictions[REPEAT] = [repeat_last_frame(w.frames[:1], sampling.num_frames) for w in windows]
-        predictions[CEILING] = model.tokenizer.use(lambda t: [reconstruct(t, w.frames) for w in windows])
-    with open_world_model(unconditional, tokenizer) as model:
-        for seed, run in enumerate(_runs(UNCONDITIONAL, num_seeds)):
-            predictions[run] = _predict(model, windows, None, _seeded(sampling, seed, windows), batch_size)
+    for method, actions in ((MODEL, _actions(windows)), (SHUFFLED, shuffled_actions(windows))):
+        for seed, run in enumerate(_runs(method, num_seeds)):
+            predictions[run] = _predict(model, windows, actions, _seeded(sampling, seed, windows), batch_size)
+    predictions[REPEAT] = [repeat_last_frame(w.frames[:1], sampling.num_frames) for w in windows]
+    predictions[CEILING] = model.tokenizer.use(lambda t: [reconstruct(t, w.frames) for w in windows])
     return predictions
 
 
+def _actions(windows: list[HeldOutWindow]) -> list[np.ndarray]:
+    return [window.actions for window in windows]  # type: ignore[misc]
+
+
 def _seeded(sampling: SamplingConfig, run: int, windows: list[HeldOutWindow]) -> SamplingConfig:
-    """No two windows of any two runs start from the same noise."""
+    """No two windows of any two runs draw alike."""
     return dataclasses.replace(sampling, seed=sampling.seed + run * len(windows))
 
 
@@ -180,7 +229,7 @@ def shuffled_actions(windows: list[HeldOutWindow]) -> list[np.ndarray]:
 
     Half-way round is as far as possible, so neighbours cut from one rollout, whose actions are alike, do not swap.
     """
-    given: list[np.ndarray] = [window.actions for window in windows]  # type: ignore[misc]
+    given = _actions(windows)
     for source in {window.source for window in windows}:
         places = [i for i, window in enumerate(windows) if window.source == source]
         for position, place in enumerate(places):
@@ -209,7 +258,9 @@ def by_source(evaluation: PredictionEvaluation, sources: list[str]) -> dict[str,
 
 
 def _only(evaluation: PredictionEvaluation, methods: tuple[str, ...]) -> PredictionEvaluation:
-    return dataclasses.replace(evaluation, methods=tuple(evaluation.method(name) for name in methods))
+    """Those of some methods that were measured, in their order."""
+    measured = {result.method: result for result in evaluation.methods}
+    return dataclasses.replace(evaluation, methods=tuple(measured[name] for name in methods if name in measured))
 
 
 def _show(output: Path, windows: list[HeldOutWindow], predictions: dict[str, list[np.ndarray]], fps: float) -> None:
@@ -219,7 +270,8 @@ def _show(output: Path, windows: list[HeldOutWindow], predictions: dict[str, lis
     for source in sorted({window.source for window in windows}):
         index = next(i for i, window in enumerate(windows) if window.source == source)
         runs = {method: _runs(method, 1)[0] if method in _SAMPLED else method for method in _METHODS}
-        rows = {"truth": windows[index].frames, **{name: predictions[run][index] for name, run in runs.items()}}
+        shown = {name: predictions[run][index] for name, run in runs.items() if run in predictions}
+        rows = {"truth": windows[index].frames, **shown}
         sheet = frame_sheet(list(rows.values()), labels=list(rows), columns=6)
         cv2.imwrite(str(output / f"{source}.png"), sheet[..., ::-1])
         for name, video in rows.items():

@@ -12,13 +12,14 @@ import numpy as np
 from nemo_cosmos.contracts import ACTION_DIM, Conditions, GeneratedVideo, Verdict
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json, write_json
+from nemo_cosmos.generation.first_frames import read_first_frames
 from nemo_cosmos.generation.layout import GenerationLayout
 from nemo_cosmos.generation.open import find_world_model, open_world_model
 from nemo_cosmos.generation.sampling import SamplingConfig
-from nemo_cosmos.generation.world_model import WorldModel, read_first_frames
+from nemo_cosmos.generation.world_model import WorldModel
 from nemo_cosmos.guardrail import PROMPT_GUARDS, VIDEO_GUARDS, PostGuard, PreGuard, is_safe
 from nemo_cosmos.parallel.first_rank import is_first_rank, on_first_rank
-from nemo_cosmos.parallel.startup import initialize, world_size
+from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.video_io import write_video
 
 
@@ -33,7 +34,7 @@ class GuardConfig:
 def generate(
     output: str | Path,
     *,
-    prompt: str,
+    prompt: str = "",
     checkpoint: str = "diffusion_tiny_action",
     tokenizer: str | None = None,
     first_frame: str | Path | None = None,
@@ -51,14 +52,15 @@ def generate(
 
     Args:
         output: Where to write the mp4.
-        prompt: What the video shows.
-        checkpoint: A NeMo checkpoint folder, a diffusers pipeline folder, or the name of embedded weights.
-        tokenizer: A tokenizer folder, or the name of embedded weights; a pipeline's own, else `tokenizer_tiny`, when
+        prompt: What the video shows; empty for a WFM that takes no text.
+        checkpoint: Of a WFM of either family: a NeMo checkpoint folder, a diffusers pipeline folder, or the name of
+            embedded weights.
+        tokenizer: A tokenizer folder, or the name of embedded weights; see `find_world_model` for what is taken when
             absent.
         first_frame: Picture, or video whose last frames are gone on from (Video2World); see `read_first_frames`.
         num_first_frames: Frames taken from a video.
         actions: JSON list of rows, or .npy, [num_frames-1, 7], for action-conditioned models.
-        sampling: Sizes, steps and seed; what it leaves out takes the model's own value.
+        sampling: Sizes, how to draw, and seed; what it leaves out takes the model's own value.
         negative_prompt: What guidance moves away from.
         guards: Which guards run.
         layout: How the ranks share the work; for one rank when absent.
@@ -74,6 +76,8 @@ def generate(
     guards, layout = guards or GuardConfig(), layout or GenerationLayout()
     source = find_world_model(checkpoint, tokenizer)
     sampling = source.complete(sampling)
+    if prompt and not source.takes_text:
+        raise user_error("prompt", prompt, f"none, for {checkpoint} takes no text", "Leave it out.")
     if sampling.height % 2 or sampling.width % 2:
         got = (sampling.height, sampling.width)
         raise user_error("height, width", got, "even numbers, which mp4 files have", "Add or take one.")
@@ -82,9 +86,9 @@ def generate(
     if first_frame is not None:
         size = {"height": sampling.height, "width": sampling.width}
         first = read_first_frames(Path(first_frame), num_frames=num_first_frames, fps=sampling.fps, **size)
-    layout.check(world_size())
+    source.check_layout(layout)
     with initialize(**layout.groups):
-        verdicts = on_first_rank(lambda: check_prompt(prompt, guards))
+        verdicts = on_first_rank(lambda: check_prompt(prompt, guards)) if source.takes_text else []
         frames = _frames(
             open_world_model(source, layout=layout, offload=offload),
             prompt,

@@ -10,20 +10,20 @@ from nemo_cosmos.generation.sampling import PUBLISHED, TINY, SamplingConfig
     ("size", "defaults"), [(diffusion_7b, PUBLISHED), (diffusion_14b, PUBLISHED), (diffusion_tiny, TINY)]
 )
 def test_each_size_has_its_own_defaults(size, defaults):
-    config = SamplingConfig(seed=3).for_model(size())
+    config = SamplingConfig(seed=3).for_diffusion(size())
     assert {name: getattr(config, name) for name in defaults} == defaults
     assert config.seed == 3
 
 
 def test_published_sizes_sample_as_the_reference_does_unless_told_otherwise():
-    config = SamplingConfig(guidance=0.0, num_frames=57).for_model(diffusion_7b(), {"sigma_max": 70.0})
+    config = SamplingConfig(guidance=0.0, num_frames=57).for_diffusion(diffusion_7b(), {"sigma_max": 70.0})
     assert (config.num_steps, config.sampler, config.height, config.width) == (36, "res_2ab", 704, 1280)
     assert (config.guidance, config.num_frames, config.sigma_max) == (0.0, 57, 70.0)
     # Levels at which RES of 35 steps calls the network, `get_rev_ts(0.002, 70, 35, 7)` of the reference, and the end.
     ramp = torch.arange(36, dtype=torch.float64) / 35
     levels = (70.0 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 70.0 ** (1 / 7))) ** 7
     torch.testing.assert_close(config.sigmas(), torch.cat([levels, torch.zeros(1)]).float())
-    assert SamplingConfig(sigma_max=60.0).for_model(diffusion_7b(), {"sigma_max": 70.0}).sigma_max == 60.0
+    assert SamplingConfig(sigma_max=60.0).for_diffusion(diffusion_7b(), {"sigma_max": 70.0}).sigma_max == 60.0
 
 
 @pytest.mark.parametrize(

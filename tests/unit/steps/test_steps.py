@@ -65,8 +65,9 @@ def test_predictions_are_told_for_each_domain_alone(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(evaluate_wfm, "held_out_windows", lambda *_, **__: windows)
     monkeypatch.setattr(evaluate_wfm, "evaluate_predictions", lambda *_, **__: found)
-    for name in ("_predict_all", "_show"):
+    for name in ("_predict_all", "_predict", "_show"):
         monkeypatch.setattr(evaluate_wfm, name, lambda *_: {})
+    monkeypatch.setattr(evaluate_wfm, "open_world_model", lambda *_: contextlib.nullcontext())
     returned = evaluate_wfm.evaluate_wfm("curated", tmp_path)
     assert returned[evaluate_wfm.MODEL]["PSNR"] == 20.0
     by_source = read_json(tmp_path / "prediction_by_source.json")

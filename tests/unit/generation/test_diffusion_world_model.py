@@ -13,26 +13,17 @@ from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.generation import open as opening
+from nemo_cosmos.generation.diffusion_world_model import DiffusionWorldModel
+from nemo_cosmos.generation.first_frames import read_first_frames
 from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.generation.stage import Stage
-from nemo_cosmos.generation.world_model import WorldModel, read_first_frames
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
 from nemo_cosmos.video_io import to_model, write_video
+from tests.unit.generation.word_encoder import WordEncoder
 
 SAMPLING = SamplingConfig(num_frames=17, height=32, width=48, num_steps=3, sampler="euler")
-
-
-class WordEncoder:
-    """Encodes a text by the length of its words, and its end; an empty one is no text."""
-
-    def encode(self, prompts):
-        states = torch.zeros(len(prompts), 8, 384)
-        for i, prompt in enumerate(prompts):
-            for j, word in enumerate([*prompt.split()[:7], "."] if prompt else []):
-                states[i, j] = len(word)
-        return states, states[..., 0] > 0
 
 
 def _world_model(*, action_dim):
@@ -53,7 +44,7 @@ def _world_model(*, action_dim):
         latent_mean=(0.1,) * 16,
         latent_std=(0.5,) * 16,
     )
-    return WorldModel(
+    return DiffusionWorldModel(
         config=network.config,
         network=Stage.of(network),
         tokenizer=Stage.of(tokenizer),
@@ -156,7 +147,7 @@ def test_latents_are_denormalised_frame_by_frame(model):
 
 def test_statistics_of_too_few_frames_are_refused_before_sampling(model, monkeypatch):
     card = dataclasses.replace(model.card, latent_mean=(0.1,) * 32, latent_std=(0.5,) * 32)
-    monkeypatch.setattr(WorldModel, "_text", lambda *_: pytest.fail("sampling has begun"))
+    monkeypatch.setattr(DiffusionWorldModel, "_text", lambda *_: pytest.fail("sampling has begun"))
     with pytest.raises(UserError, match="latent statistics of test: got 'statistics of 2 latent frames', .*at least 3"):
         dataclasses.replace(model, card=card).generate(["a car"], SAMPLING)
 
@@ -214,7 +205,7 @@ def test_guidance_moves_away_from_the_unconditional_branch(model, first_frames):
     ],
 )
 def test_impossible_values_are_refused_before_anything_is_encoded(model, monkeypatch, values, message):
-    monkeypatch.setattr(WorldModel, "_text", lambda *_: pytest.fail("a prompt was encoded"))
+    monkeypatch.setattr(DiffusionWorldModel, "_text", lambda *_: pytest.fail("a prompt was encoded"))
     with pytest.raises(UserError, match=message):
         model.generate(["a car"], dataclasses.replace(SAMPLING, **values))
 
@@ -269,13 +260,13 @@ def test_a_long_video_goes_on_from_the_end_of_each_chunk(action_model, first_fra
 
 def test_each_chunk_is_given_the_overlap(model, first_frames, monkeypatch):
     given = []
-    sample = WorldModel._sample
+    sample = DiffusionWorldModel._sample
 
     def noting(self, batch, chunk, frames):
         given.append(frames)
         return sample(self, batch, chunk, frames)
 
-    monkeypatch.setattr(WorldModel, "_sample", noting)
+    monkeypatch.setattr(DiffusionWorldModel, "_sample", noting)
     long = dataclasses.replace(SAMPLING, num_frames=33, chunk_frames=17, overlap_frames=9)
     video = model.generate(["a car"], long, first_frames=[first_frames])[0]
     assert [len(frames[0]) for frames in given] == [1, 9, 9]
