@@ -46,7 +46,7 @@ def autoregressive_tiny_pretrain(
     from nemo_cosmos.autoregressive.config import autoregressive_tiny
 
     recipe = _pretrain(autoregressive_tiny, latents)
-    return _at_tiny_size(recipe, directory, max_steps)
+    return at_tiny_size(recipe, directory, max_steps)
 
 
 @with_types
@@ -66,7 +66,7 @@ def autoregressive_4b_pretrain(
     """
     from nemo_cosmos.autoregressive.config import autoregressive_4b
 
-    return _at_published_size(_pretrain(autoregressive_4b, latents), directory, max_steps, num_nodes, tp=4)
+    return at_published_size(_pretrain(autoregressive_4b, latents), directory, max_steps, num_nodes, tp=4)
 
 
 @with_types
@@ -87,7 +87,7 @@ def autoregressive_12b_pretrain(
     from nemo_cosmos.autoregressive.config import autoregressive_12b
 
     recipe = _pretrain(autoregressive_12b, latents, yarn=None)
-    return _at_published_size(recipe, directory, max_steps, num_nodes, tp=8)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=8)
 
 
 @with_types
@@ -107,8 +107,8 @@ def autoregressive_tiny_long_finetune(
     """
     from nemo_cosmos.autoregressive.config import autoregressive_tiny
 
-    recipe = _finetune(autoregressive_tiny, base, latents, yarn=_tiny_yarn())
-    return _at_tiny_size(recipe, directory, max_steps)
+    recipe = finetune(autoregressive_tiny, base, latents, yarn=tiny_yarn())
+    return at_tiny_size(recipe, directory, max_steps)
 
 
 @with_types
@@ -130,8 +130,8 @@ def autoregressive_4b_long_finetune(
     """
     from nemo_cosmos.autoregressive.config import autoregressive_4b
 
-    recipe = _finetune(autoregressive_4b, base, latents)
-    return _at_published_size(recipe, directory, max_steps, num_nodes, tp=4)
+    recipe = finetune(autoregressive_4b, base, latents)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=4)
 
 
 @with_types
@@ -153,8 +153,8 @@ def autoregressive_12b_long_finetune(
     """
     from nemo_cosmos.autoregressive.config import autoregressive_12b
 
-    recipe = _finetune(autoregressive_12b, base, latents)
-    return _at_published_size(recipe, directory, max_steps, num_nodes, tp=8)
+    recipe = finetune(autoregressive_12b, base, latents)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=8)
 
 
 @with_types
@@ -176,8 +176,8 @@ def autoregressive_tiny_video2world_finetune(
     """
     from nemo_cosmos.autoregressive.config import autoregressive_tiny_video2world
 
-    recipe = _video2world(autoregressive_tiny_video2world, base, latents, pictures, yarn=_tiny_yarn())
-    return _at_tiny_size(recipe, directory, max_steps)
+    recipe = _video2world(autoregressive_tiny_video2world, base, latents, pictures, yarn=tiny_yarn())
+    return at_tiny_size(recipe, directory, max_steps)
 
 
 @with_types
@@ -202,7 +202,7 @@ def autoregressive_5b_video2world_finetune(
     from nemo_cosmos.autoregressive.config import autoregressive_5b
 
     recipe = _video2world(autoregressive_5b, base, latents, pictures)
-    return _at_published_size(recipe, directory, max_steps, num_nodes, tp=4)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=4)
 
 
 @with_types
@@ -227,7 +227,7 @@ def autoregressive_13b_video2world_finetune(
     from nemo_cosmos.autoregressive.config import autoregressive_13b
 
     recipe = _video2world(autoregressive_13b, base, latents, pictures)
-    return _at_published_size(recipe, directory, max_steps, num_nodes, tp=8)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=8)
 
 
 @with_types
@@ -249,8 +249,8 @@ def autoregressive_tiny_cooldown_finetune(
     """
     from nemo_cosmos.autoregressive.config import autoregressive_tiny_video2world
 
-    recipe = _finetune(autoregressive_tiny_video2world, base, latents, pictures, yarn=_tiny_yarn())
-    return _at_tiny_size(recipe, directory, max_steps, decay="linear")
+    recipe = finetune(autoregressive_tiny_video2world, base, latents, pictures, yarn=tiny_yarn())
+    return at_tiny_size(recipe, directory, max_steps, decay="linear")
 
 
 @with_types
@@ -274,8 +274,8 @@ def autoregressive_5b_cooldown_finetune(
     """
     from nemo_cosmos.autoregressive.config import autoregressive_5b
 
-    recipe = _finetune(autoregressive_5b, base, latents, pictures)
-    return _at_published_size(recipe, directory, max_steps, num_nodes, tp=4, decay="linear")
+    recipe = finetune(autoregressive_5b, base, latents, pictures)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=4, decay="linear")
 
 
 @with_types
@@ -299,8 +299,8 @@ def autoregressive_13b_cooldown_finetune(
     """
     from nemo_cosmos.autoregressive.config import autoregressive_13b
 
-    recipe = _finetune(autoregressive_13b, base, latents, pictures)
-    return _at_published_size(recipe, directory, max_steps, num_nodes, tp=8, decay="linear")
+    recipe = finetune(autoregressive_13b, base, latents, pictures)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=8, decay="linear")
 
 
 @with_types
@@ -322,16 +322,16 @@ def autoregressive_tiny_action_finetune(
     from nemo_cosmos.autoregressive.warm_start import ACTION_LAYERS
     from nemo_cosmos.contracts import ACTION_DIM
 
-    recipe = _finetune(
+    recipe = finetune(
         autoregressive_tiny_video2world,
         base,
         latents,
         may_lack=ACTION_LAYERS,
-        yarn=_tiny_yarn(),
+        yarn=tiny_yarn(),
         action_dim=ACTION_DIM,
     )
     recipe.data.with_actions = True
-    return _at_tiny_size(recipe, directory, max_steps, decay="cosine")
+    return at_tiny_size(recipe, directory, max_steps, decay="cosine")
 
 
 STAGES: dict[str, tuple[Callable[..., run.Partial], ...]] = {
@@ -369,7 +369,7 @@ def _pretrain(size: Callable[..., Any], latents: str, **config: None) -> run.Par
     )
 
 
-def _finetune(
+def finetune(
     size: Callable[..., Any],
     base: str,
     latents: str,
@@ -394,7 +394,7 @@ def _video2world(
 ) -> run.Partial:
     from nemo_cosmos.autoregressive.warm_start import text_layers
 
-    return _finetune(size, base, latents, pictures, may_lack=text_layers(size().num_layers), **config)
+    return finetune(size, base, latents, pictures, may_lack=text_layers(size().num_layers), **config)
 
 
 def _wfm(kind: type, size: Callable[..., Any], **config: Any) -> run.Config | run.Partial:  # noqa: ANN401 - fields of ARConfig
@@ -408,13 +408,14 @@ def _wfm(kind: type, size: Callable[..., Any], **config: Any) -> run.Config | ru
     )
 
 
-def _tiny_yarn() -> run.Config:
+def tiny_yarn() -> run.Config:
+    """How the tiny size goes on to longer videos."""
     from nemo_cosmos.autoregressive.config import Yarn
 
     return run.Config(Yarn, original_grid=TINY_GRID)
 
 
-def _at_tiny_size(recipe: run.Partial, directory: str, max_steps: int, *, decay: Decay = "constant") -> run.Partial:
+def at_tiny_size(recipe: run.Partial, directory: str, max_steps: int, *, decay: Decay = "constant") -> run.Partial:
     """What the stages of the tiny size share."""
     from nemo_cosmos.training import defaults
 
@@ -427,7 +428,7 @@ def _at_tiny_size(recipe: run.Partial, directory: str, max_steps: int, *, decay:
     return recipe
 
 
-def _at_published_size(
+def at_published_size(
     recipe: run.Partial, directory: str, max_steps: int, num_nodes: int, *, tp: int, decay: Decay = "constant"
 ) -> run.Partial:
     """What the published sizes share."""

@@ -130,6 +130,7 @@ class CachedForward:
             grid, config.kv_channels, config.rotary_base, config.yarn, shard, config.num_first, self.device
         )
         self.cos, self.sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        self.half_ahead = torch.arange(config.kv_channels, device=self.device).roll(config.kv_channels // 2)
         self.added = None
         if config.extra_pos_embed == "sincos":
             self.added = sincos_positions(grid, config.hidden_size, shard, config.num_first, self.dtype, self.device)
@@ -207,16 +208,19 @@ class CachedForward:
         )
 
     def _run(self, tokens_Bm: Tensor, places: _Places) -> Tensor:
-        x = self._embed(tokens_Bm)
+        # Rows of all samples in one matrix, which products then need not flatten each time.
+        batch, num_new = tokens_Bm.shape
+        x = self._embed(tokens_Bm).flatten(0, 1)
+        x_BmD = x.view(batch, num_new, -1)
         for layer in self.layers:
             if places.added is not None:
-                x += places.added
-            x += self._self_attention(x, layer, places)
+                x_BmD += places.added
+            x += self._self_attention(x, layer, places, batch)
             if layer.cross is not None:
-                x += self._cross_attention(x, layer.cross)
+                x += self._cross_attention(x, layer.cross, batch)
             gate, up = few_rows_linear(self._norm(x, layer.mlp_norm), layer.fc1).chunk(2, dim=-1)
             x += self._sum(few_rows_linear(functional.silu(gate, inplace=True).mul_(up), layer.fc2))
-        return self._norm(x, self.model.final_layernorm.weight)
+        return self._norm(x, self.model.final_layernorm.weight).view(batch, num_new, -1)
 
     def _embed(self, tokens_Bm: Tensor) -> Tensor:
         if self.tp_size == 1:
@@ -226,13 +230,13 @@ class CachedForward:
         embedded = functional.embedding(own.masked_fill(elsewhere, 0), self.embedding)
         return self._sum(embedded.masked_fill(elsewhere[..., None], 0))
 
-    def _self_attention(self, x_BmD: Tensor, layer: _Layer, places: _Places) -> Tensor:
-        shape = (*x_BmD.shape[:2], self.num_heads, self.queries_per_key + 2, self.config.kv_channels)
-        qkv = few_rows_linear(self._norm(x_BmD, layer.norm), layer.qkv).view(shape)
+    def _self_attention(self, x: Tensor, layer: _Layer, places: _Places, batch: int) -> Tensor:
+        shape = (batch, len(x) // batch, self.num_heads, self.queries_per_key + 2, self.config.kv_channels)
+        qkv = few_rows_linear(self._norm(x, layer.norm), layer.qkv).view(shape)
         turning = qkv.narrow(3, 0, shape[3] - 1)  # all but the values
         qk = self._norm(turning.float(), None).mul_(layer.qk_norm)
         # Each channel turns with the one half a head further.
-        ahead = qk.roll(shape[-1] // 2, dims=-1)
+        ahead = qk.index_select(-1, self.half_ahead)
         turning.copy_(qk.mul_(places.cos).addcmul_(ahead, places.sin))
         query, key_and_value = qkv.narrow(3, 0, shape[3] - 2), qkv.narrow(3, shape[3] - 2, 2)
         if places.start is None:
@@ -246,20 +250,25 @@ class CachedForward:
             attended = self._attend(query, keys, values, places.mask)
         return self._sum(few_rows_linear(attended, layer.proj))
 
-    def _cross_attention(self, x_BmD: Tensor, cross: _CrossAttention) -> Tensor:
-        shape = (*x_BmD.shape[:2], self.num_heads, self.queries_per_key, self.config.kv_channels)
-        query = few_rows_linear(self._norm(x_BmD, cross.norm), cross.q).view(shape)
+    def _cross_attention(self, x: Tensor, cross: _CrossAttention, batch: int) -> Tensor:
+        shape = (batch, len(x) // batch, self.num_heads, self.queries_per_key, self.config.kv_channels)
+        query = few_rows_linear(self._norm(x, cross.norm), cross.q).view(shape)
         attended = self._attend(self._norm(query, cross.q_norm), cross.key_BGLH, cross.value_BGLH, None)
         return self._sum(few_rows_linear(attended, cross.proj))
 
     def _attend(self, query_BmGRH: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, m, N H]. All queries of a key head stand in one matrix, so that keys and values are read once."""
+        """[B m, N H]. All queries of a key head stand in one matrix, so that keys and values are read once."""
         B, m, G, R, H = query_BmGRH.shape
+        if m == 1:  # nothing to change places
+            out = functional.scaled_dot_product_attention(
+                query_BmGRH.squeeze(1), keys, values, attn_mask=mask, scale=self.config.softmax_scale
+            )
+            return out.view(B, G * R * H)
         query = query_BmGRH.permute(0, 2, 3, 1, 4).reshape(B, G, R * m, H)
         out = functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, scale=self.config.softmax_scale
         )
-        return out.view(B, G, R, m, H).permute(0, 3, 1, 2, 4).reshape(B, m, G * R * H)
+        return out.view(B, G, R, m, H).permute(0, 3, 1, 2, 4).reshape(B * m, G * R * H)
 
     def _attend_all(self, query_BmGRH: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As `_attend` where nothing came before: torch has kernels for the mask of this case."""
@@ -271,7 +280,7 @@ class CachedForward:
             scale=self.config.softmax_scale,
             enable_gqa=True,
         )
-        return out.transpose(1, 2).flatten(2)
+        return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return few_rows_rms_norm(x, weight, self.config.layernorm_epsilon)

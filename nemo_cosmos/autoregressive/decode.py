@@ -44,6 +44,8 @@ class Known:
     """int64; `UNKNOWN` at places that are not written yet."""
     places_BK: Tensor
     """int64; the places to be guessed."""
+    drawn_BK: Tensor
+    """int64; what the last pass drew there, after a guess that was wrong; `UNKNOWN` where it drew nothing."""
     hidden_BD: Tensor
     """What the output layer took to tell the token before these."""
     logits: Callable[[Tensor], Tensor]
@@ -162,19 +164,23 @@ def _write_guessing(
     batch, device = len(tokens_BS), tokens_BS.device
     ahead, samples = torch.arange(drafter.num_guesses + 1, device=device), torch.arange(batch, device=device)
     first, num_passes = [num_given] * batch, 0
+    drafts_BS = torch.full_like(tokens_BS, UNKNOWN)
     block, starts = tokens_BS[:, :num_given], [0] * batch
     guesses = tokens_BS[:, :0]
     while min(first) < length:
         hidden = forward(block, starts)[:, -1 - guesses.shape[1] :]
         num_passes += 1
         places = torch.tensor(first, device=device)[:, None] + ahead[: hidden.shape[1]]
-        num_right = _settle(tokens_BS, places, guesses, sampler.draw(forward.logits(hidden), first))
+        drawn = sampler.draw(forward.logits(hidden), first)
+        drafts_BS.scatter_(1, places, drawn)
+        num_right = _settle(tokens_BS, places, guesses, drawn)
         first = [min(place + right + 1, length) for place, right in zip(first, num_right, strict=True)]
         bar.update(min(first) - bar.n)
         places = torch.tensor(first, device=device)[:, None] + ahead
         known = Known(
             tokens_BS=tokens_BS,
             places_BK=places[:, :-1],
+            drawn_BK=drafts_BS.gather(1, places[:, :-1]),
             hidden_BD=hidden[samples, num_right],
             logits=forward.logits,
             draw=lambda logits, first=first: sampler.draw(logits, first),

@@ -11,7 +11,7 @@ import torch
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch.nn import functional
 
-from nemo_cosmos.autoregressive.decode import Known
+from nemo_cosmos.autoregressive.decode import UNKNOWN, Drafter, Known
 from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel.linear import few_rows_linear
@@ -62,3 +62,24 @@ class PreviousFrameDrafter:
         """Returns them, int64 [B, K]."""
         # Before the second frame there is nothing to copy: any token will do, and is found to be wrong.
         return known.tokens_BS.gather(1, (known.places_BK - self._frame).clamp(min=0))
+
+
+class JacobiDrafter:
+    """What the last pass drew on guesses that were not all right, and another drafter's guesses beyond.
+
+    A pass draws at all the places that it is given guesses of; after the first wrong one it draws on wrong grounds, but
+    mostly nearly right ones, at no cost. As the chance of each place is fixed, such draws come closer from pass to pass
+    to what will be drawn in the end.
+
+    Args:
+        beyond: Guesses where nothing was drawn yet.
+
+    Source: Teng et al., Speculative Jacobi Decoding, https://arxiv.org/abs/2410.01699.
+    """
+
+    def __init__(self, beyond: Drafter) -> None:
+        self.num_guesses, self._beyond = beyond.num_guesses, beyond
+
+    def __call__(self, known: Known) -> torch.Tensor:
+        """Returns them, int64 [B, K]."""
+        return torch.where(known.drawn_BK == UNKNOWN, self._beyond(known), known.drawn_BK)

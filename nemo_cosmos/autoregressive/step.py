@@ -147,9 +147,17 @@ class AutoregressiveModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         Raises:
             UserError: Latents are continuous, the vocabulary or the text's width is not the model's, all frames would
                 be given, the ranks cannot share the tokens, or samples lack the actions that the network takes, or have
-                some that it does not take.
+                some that it does not take; or only heads learn, and a pipeline stage would have none.
         """
         config = self.config
+        if self.objective.medusa_only and config.pipeline_model_parallel_size > 1:
+            # Megatron's distributed optimizer cannot be saved on a stage where nothing learns.
+            raise user_error(
+                "pipeline-parallel size",
+                config.pipeline_model_parallel_size,
+                "1 with medusa_only, for only the last stage has heads",
+                "Use tensor-parallel ranks; the frozen weights need no optimizer states.",
+            )
         if with_actions not in (None, config.action_dim is not None):
             raise user_error(
                 "with_actions of the data",

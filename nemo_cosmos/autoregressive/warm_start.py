@@ -14,6 +14,9 @@ from nemo_cosmos.transformer import weights
 ACTION_LAYERS = ("action_embedder.",)
 """Prefix of what a model without actions lacks."""
 
+MEDUSA_HEADS = ("medusa_heads.",)
+"""Prefix of what a model without Medusa heads lacks."""
+
 _EMBEDDING = "embedding.weight"
 
 

@@ -41,8 +41,12 @@ def few_rows_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     Returns:
         [..., out].
     """
-    on_cpu_in_fp32 = x.device.type == "cpu" and x.dtype == torch.float32
-    return _product(x, weight) if on_cpu_in_fp32 and not torch.compiler.is_compiling() else functional.linear(x, weight)
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return functional.linear(x, weight)
+    if x.dtype == torch.float32:
+        return _product(x, weight)
+    # What the function for any number of axes comes to, with fewer calls on its way.
+    return torch.mm(x, weight.t()) if x.ndim == 2 else functional.linear(x, weight)
 
 
 class ColumnLinear(ColumnParallelLinear):

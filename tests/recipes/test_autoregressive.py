@@ -100,19 +100,39 @@ def test_every_stage_goes_on_from_the_weights_of_the_one_before(caches: Path, tm
     assert [row["lr"] for row in rows(ends[3])] == pytest.approx([1e-3, 5e-4])
     finetune = registry.find("autoregressive_tiny_action_finetune")
     recipe = finetune(str(caches / "long"), str(ends[3]), str(tmp_path / "action"), max_steps=2)
-    with_actions = read_all(nemo_format.open_weights(train(recipe)))
+    end = train(recipe)
+    with_actions = read_all(nemo_format.open_weights(end))
     assert with_actions["action_embedder.linear_1.weight"].shape == (1, 7)
     assert with_actions["action_embedder.linear_2.bias"].abs().max() > 0  # begins at zero
+    finetune = registry.find("autoregressive_tiny_video2world_medusa_finetune")
+    recipe = finetune(str(caches / "long"), str(end), str(tmp_path / "medusa"), max_steps=4)
+    recipe.model.config.action_dim, recipe.data.with_actions = 7, True
+    end = train(recipe)
+    with_heads = read_all(nemo_format.open_weights(end))
+    heads = with_heads.pop("medusa_heads.linear.weight")
+    assert heads.shape == (7 * 80, 80)
+    assert heads.view(7, 80, 80).abs().amax(dim=(1, 2)).min() > 0  # all begin at zero
+    assert with_heads.keys() == with_actions.keys()
+    assert all(torch.equal(with_heads[name], weight) for name, weight in with_actions.items())
+    assert CheckpointCard.from_dict(read_json(end / "card.json")).config["num_medusa_heads"] == 7
 
 
 @pytest.mark.parametrize("source", ["long", "files"])
 def test_a_run_resumed_inside_an_epoch_goes_on_as_if_it_had_not_stopped(
     source: str, caches: Path, tmp_path: Path
 ) -> None:
-    """Cache and files hold 6 and 9 training samples, of 2 in a batch; runs go on in the first epoch."""
+    """Cache and files hold 6 and 9 training samples, of 2 in a batch; runs go on in the first epoch.
+
+    The second is of Medusa heads alone, on a base without any.
+    """
+    given: dict[str, str] = {"latents": str(caches / source), "directory": str(tmp_path / "run")}
+    name = "autoregressive_tiny_pretrain"
+    if source == "files":
+        given["base"] = str(train(registry.find(name)(given["latents"], str(tmp_path / "base"), max_steps=2)))
+        name = "autoregressive_tiny_medusa_finetune"
 
     def recipe() -> run.Partial:
-        return registry.find("autoregressive_tiny_pretrain")(str(caches / source), str(tmp_path), max_steps=5)
+        return registry.find(name)(**given, max_steps=5)
 
     last = train(recipe())
     whole = [row["loss"] for row in rows(last)]
@@ -132,6 +152,8 @@ PUBLISHED = [
         (sizes[0], "long_finetune", 5),
         (sizes[1], "video2world_finetune", 5),
         (sizes[1], "cooldown_finetune", 5),
+        (sizes[0], "medusa_finetune", 5),
+        (sizes[1], "medusa_finetune", 5),
     )
 ]
 
@@ -143,10 +165,13 @@ def test_published_sizes_fit_their_layout(name: str, tp: int, frames: int) -> No
     assert (trainer.tp, trainer.sp, trainer.devices, trainer.async_save) == (tp, True, 8, True)
     assert (optim.lr, optim.weight_decay, optim.betas) == (1e-3, 0.05, (0.9, 0.999))
     assert (objective.num_condition_latents_t, objective.z_loss_coeff) == (1, 3e-4)
-    assert (optim.decay, optim.warmup) == (("linear", 0) if "cooldown" in name else ("constant", 5000))
+    decay = "cosine" if "medusa" in name else "constant"
+    assert (optim.decay, optim.warmup) == (("linear", 0) if "cooldown" in name else (decay, 5000))
+    assert objective.medusa_only == ("medusa" in name)
     if "cooldown" in name:
         assert trainer.max_steps == 30_000
     config = fiddle.build(recipe.model.config)
+    assert config.num_medusa_heads == (7 if "medusa" in name else 0)
     assert (config.yarn is not None) == (tp == 8 and frames == 5)
     config.sequence_parallel = True
     length = frames * 40 * 64 + (64 if config.special_tokens else 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from nemo_cosmos.autoregressive.decode import UNKNOWN, Known, write_tokens
 from nemo_cosmos.autoregressive.model import CosmosAR
-from nemo_cosmos.autoregressive.speculation import MedusaDrafter, PreviousFrameDrafter
+from nemo_cosmos.autoregressive.speculation import JacobiDrafter, MedusaDrafter, PreviousFrameDrafter
 from nemo_cosmos.autoregressive.token_sampling import GREEDY, TokenSampling
 from nemo_cosmos.errors import UserError
 from tests.unit.autoregressive.test_model import GRID, WITH_TEXT, config_for, inputs_for, model_for
@@ -68,7 +70,8 @@ def test_neither_batch_nor_speculation_changes_a_video(sampling: TokenSampling, 
             model, tokens[i : i + 1], GRID, text[i : i + 1], sampling=sampling, seeds=[1 + i]
         ).tokens_BS
         assert torch.equal(alone[0], plain[i])
-    drafters = (MedusaDrafter(model), PreviousFrameDrafter(GRID, num_guesses=5), Oracle(plain, wrong=14))
+    before = PreviousFrameDrafter(GRID, num_guesses=5)
+    drafters = (MedusaDrafter(model), before, JacobiDrafter(before), Oracle(plain, wrong=14))
     for drafter in drafters:
         written = write_tokens(model, tokens, GRID, text, drafter=drafter, **arguments)
         assert torch.equal(written.tokens_BS, plain)
@@ -78,6 +81,35 @@ def test_neither_batch_nor_speculation_changes_a_video(sampling: TokenSampling, 
     other = write_tokens(model, tokens, GRID, text, sampling=sampling, seeds=[3, 2]).tokens_BS
     assert torch.equal(other[1], plain[1])
     assert torch.equal(other[0], plain[0]) == (sampling is GREEDY)
+
+
+def test_what_was_drawn_after_a_wrong_guess_is_guessed_next(one_rank: torch.device) -> None:
+    """Against whole forward passes over the same wrong guesses."""
+    model = model_for(config_for())
+    tokens = unfinished(model.config)[0][:1]
+
+    class Sevens:
+        num_guesses = 4
+
+        def __init__(self) -> None:
+            self.knew: list[Known] = []
+
+        def __call__(self, known: Known) -> torch.Tensor:
+            self.knew.append(dataclasses.replace(known, tokens_BS=known.tokens_BS.clone()))
+            return torch.full_like(known.places_BK, 7)
+
+    sevens = Sevens()
+    write_tokens(model, tokens, GRID, sampling=GREEDY, seeds=[0], drafter=sevens)
+    assert (sevens.knew[0].drawn_BK == UNKNOWN).all()
+    before, after = sevens.knew[1:3]
+    tried = before.tokens_BS[:, : tokens.shape[1]].scatter(1, before.places_BK, 7)
+    place = int(before.places_BK[0, 0])
+    assert int(after.places_BK[0, 0]) == place + 1  # the first guess was wrong, and nothing else is told yet
+    with torch.inference_mode():
+        drawn = model(tried.clamp(min=0), GRID)[:, place : place + 4].argmax(-1)
+    assert after.drawn_BK.tolist() == drawn[:, :4].tolist()
+    assert JacobiDrafter(Sevens())(sevens.knew[0]).tolist() == [[7] * 4]
+    assert torch.equal(JacobiDrafter(Sevens())(after), after.drawn_BK)
 
 
 def test_speculation_keeps_the_distribution(one_rank: torch.device) -> None:

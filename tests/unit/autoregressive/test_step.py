@@ -213,6 +213,15 @@ def test_actions_in_data_and_model_must_agree() -> None:
         model.check_data(CARD)
 
 
+def test_heads_alone_do_not_learn_in_a_pipeline() -> None:
+    objective = NextTokenConfig(medusa_only=True)
+    model = AutoregressiveModel(config_for(**WITH_TEXT, num_medusa_heads=2), objective=objective)
+    model.check_data(CARD)
+    model.config.pipeline_model_parallel_size = 2
+    with pytest.raises(UserError, match="pipeline-parallel size: got 2, expected 1 with medusa_only"):
+        model.check_data(CARD)
+
+
 def test_all_frames_given_leave_nothing_to_learn() -> None:
     model = AutoregressiveModel(config_for(**WITH_TEXT), objective=NextTokenConfig(num_condition_latents_t=2))
     with pytest.raises(UserError, match="num_condition_latents_t: got 2, expected fewer than the 2 latent frames"):
