@@ -7,7 +7,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nemo_cosmos.errors import user_error
-from recipes import autoregressive, diffusion, diffusion_stages, image_tokenizer, post_training, steps, tokenizer
+from recipes import (
+    autoregressive,
+    diffusion,
+    diffusion_decoder,
+    diffusion_stages,
+    image_tokenizer,
+    post_training,
+    steps,
+    tokenizer,
+)
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -47,6 +56,8 @@ FINETUNE: dict[str, Callable[..., run.Partial]] = {
     "diffusion_7b_action_finetune": post_training.diffusion_7b_action_finetune,
     **{recipe.__name__: recipe for stages in autoregressive.STAGES.values() for recipe in stages[1:]},
     "autoregressive_tiny_action_finetune": autoregressive.autoregressive_tiny_action_finetune,
+    "diffusion_decoder_tiny_finetune": diffusion_decoder.diffusion_decoder_tiny_finetune,
+    "diffusion_decoder_7b_finetune": diffusion_decoder.diffusion_decoder_7b_finetune,
 }
 """Run by `nemo cosmos finetune --factory NAME`."""
 

@@ -1,0 +1,52 @@
+"""Configuration of the diffusion decoder's network and its sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nemo_cosmos.diffusion.config import SIZES_7B, SIZES_TINY, DiTConfig
+from nemo_cosmos.errors import user_error
+
+
+@dataclass(kw_only=True)
+class DiffusionDecoderConfig(DiTConfig):
+    """A Cosmos DiT whose patches hold, behind the noisy latent, the embedded tokens of the same place."""
+
+    token_vocab_size: int = 64_000
+    """Codes of the discrete tokenizer."""
+    token_emb_channels: int = 32
+    """Channels that a token adds to the latent's."""
+    extra_pos_embed: Literal["learnable", "sincos"] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what the model cannot be.
+
+        Raises:
+            UserError: A size does not fit.
+        """
+        super().__post_init__()
+        if self.token_vocab_size < 2 or self.token_emb_channels < 1:
+            got = (self.token_vocab_size, self.token_emb_channels)
+            raise user_error("token_vocab_size, token_emb_channels", got, "2 or more, and 1 or more", "Correct it.")
+        if self.action_dim is not None:
+            raise user_error("action_dim", self.action_dim, "None", "The tokens hold what the actions did.")
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels that enter the patch embedding: latent, tokens, masks."""
+        return super().patch_channels + self.token_emb_channels
+
+
+def diffusion_decoder_7b(**overrides: Any) -> DiffusionDecoderConfig:  # noqa: ANN401 - any field
+    """The published 7B, from DV8x16x16 to CV8x8x8: 7,237,257,216 parameters and the uncertainty head of 128."""
+    return DiffusionDecoderConfig(**{**SIZES_7B, "rope_ratio": (1.0, 1.5, 1.5), **overrides})
+
+
+def diffusion_decoder_tiny(**overrides: Any) -> DiffusionDecoderConfig:  # noqa: ANN401 - any field
+    """One that trains on a CPU in minutes, for the 4,096 codes of DV8x8x8-tiny and the latents of CV8x8x8-tiny."""
+    return DiffusionDecoderConfig(**{**SIZES_TINY, "token_vocab_size": 4096, **overrides})
+
+
+PRESETS = {"diffusion_decoder_7b": diffusion_decoder_7b, "diffusion_decoder_tiny": diffusion_decoder_tiny}
+"""Configurations by name."""
