@@ -8,7 +8,7 @@ from nemo_cosmos.autoregressive.diffusion_decoder.config import DiffusionDecoder
 from nemo_cosmos.diffusion import architecture as dit
 from nemo_cosmos.errors import user_error
 
-_FIELDS = ("token_vocab_size", "token_emb_channels")
+_FIELDS = ("token_vocab_size", "token_emb_channels", "token_upsampling")
 """What it has besides those of a DiT."""
 
 

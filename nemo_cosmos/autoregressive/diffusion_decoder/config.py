@@ -17,6 +17,8 @@ class DiffusionDecoderConfig(DiTConfig):
     """Codes of the discrete tokenizer."""
     token_emb_channels: int = 32
     """Channels that a token adds to the latent's."""
+    token_upsampling: int = 2
+    """Latent rows, and columns, to one token's: what the discrete tokenizer compresses more than the continuous one."""
     extra_pos_embed: Literal["learnable", "sincos"] | None = None
 
     def __post_init__(self) -> None:
@@ -26,9 +28,10 @@ class DiffusionDecoderConfig(DiTConfig):
             UserError: A size does not fit.
         """
         super().__post_init__()
-        if self.token_vocab_size < 2 or self.token_emb_channels < 1:
-            got = (self.token_vocab_size, self.token_emb_channels)
-            raise user_error("token_vocab_size, token_emb_channels", got, "2 or more, and 1 or more", "Correct it.")
+        got = (self.token_vocab_size, self.token_emb_channels, self.token_upsampling)
+        if self.token_vocab_size < 2 or min(got) < 1:
+            names = "token_vocab_size, token_emb_channels, token_upsampling"
+            raise user_error(names, got, "2 or more, and 1 or more", "Correct the configuration.")
         if self.action_dim is not None:
             raise user_error("action_dim", self.action_dim, "None", "The tokens hold what the actions did.")
 
@@ -45,7 +48,7 @@ def diffusion_decoder_7b(**overrides: Any) -> DiffusionDecoderConfig:  # noqa: A
 
 def diffusion_decoder_tiny(**overrides: Any) -> DiffusionDecoderConfig:  # noqa: ANN401 - any field
     """One that trains on a CPU in minutes, for the 4,096 codes of DV8x8x8-tiny and the latents of CV8x8x8-tiny."""
-    return DiffusionDecoderConfig(**{**SIZES_TINY, "token_vocab_size": 4096, **overrides})
+    return DiffusionDecoderConfig(**{**SIZES_TINY, "token_vocab_size": 4096, "token_upsampling": 1, **overrides})
 
 
 PRESETS = {"diffusion_decoder_7b": diffusion_decoder_7b, "diffusion_decoder_tiny": diffusion_decoder_tiny}

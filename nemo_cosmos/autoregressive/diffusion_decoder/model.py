@@ -57,16 +57,23 @@ class DiffusionDecoderDiT(CosmosDiT):
             x_BCTHW: Noisy latent times c_in.
             timesteps_B: c_noise of each sample.
             crossattn_emb_BLD: Text tokens, padding zeroed.
-            tokens_BTHW: Codes, int; as many frames as the latent has, on a grid of its own size or a coarser one.
+            tokens_BTHW: Codes, int, on the latent's grid, or on one that is coarser by `token_upsampling`.
             fps: As for `CosmosDiT`.
             padding_mask_B1HW: As for `CosmosDiT`.
 
         Raises:
             UserError: A size does not fit the model, the layout or the latent.
         """
-        if tokens_BTHW.ndim != 4 or tokens_BTHW.shape[:2] != (x_BCTHW.shape[0], x_BCTHW.shape[2]):
-            expected = f"[{x_BCTHW.shape[0]}, {x_BCTHW.shape[2]}, height, width], as the latent"
-            raise user_error("tokens", tuple(tokens_BTHW.shape), expected, "Give the tokens of the same frames.")
+        batch, _, frames, height, width = x_BCTHW.shape
+        times = self.config.token_upsampling
+        expected = (batch, frames, height // times, width // times)
+        if tuple(tokens_BTHW.shape) != expected or (height % times, width % times) != (0, 0):
+            raise user_error(
+                "tokens",
+                tuple(tokens_BTHW.shape),
+                f"{expected}, for the latent of {height}x{width} and token_upsampling {times}",
+                "Give the tokens of the same video.",
+            )
         return self._forward_batch(
             x_BCTHW, timesteps_B, crossattn_emb_BLD, fps, padding_mask_B1HW, None, None, tokens_BTHW
         )
@@ -83,6 +90,6 @@ class DiffusionDecoderDiT(CosmosDiT):
         """B T h w -> B E T H W; a coarser grid is brought to the latent's by bilinear interpolation."""
         told_BTHWE = self.token_embedder(tokens_BTHW.long())
         told_FEHW = rearrange(told_BTHWE, "B T H W E -> (B T) E H W")
-        if told_FEHW.shape[-2:] != size:
+        if self.config.token_upsampling > 1:
             told_FEHW = functional.interpolate(told_FEHW.float(), size=size, mode="bilinear").to(told_FEHW.dtype)
         return rearrange(told_FEHW, "(B T) E H W -> B E T H W", T=tokens_BTHW.shape[1])

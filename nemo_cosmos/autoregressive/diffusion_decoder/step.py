@@ -49,7 +49,16 @@ class DiffusionDecoderModel(DiffusionModel):
         if is_packed or not tokens:
             got = "packs" if is_packed else "no tokens"
             raise user_error("data", got, "latents and tokens of the same clips", "Use PairedLatentDataModule.")
+        times = self.config.token_upsampling
         for card in tokens:
+            expected = {(t, h // times, w // times) for _, t, h, w in (x.latent_shape for x in cards if x.continuous)}
+            if {card.latent_shape} != expected:
+                raise user_error(
+                    "latent_shape of the tokens",
+                    card.latent_shape,
+                    f"{sorted(expected)}, for the model has token_upsampling {times}",
+                    "Tokenize with the tokenizer that the model is made for, or change the model.",
+                )
             if card.vocab_size != self.config.token_vocab_size:
                 raise user_error(
                     "vocab_size of the tokens",
