@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -61,7 +61,7 @@ def find_world_model(checkpoint: str | Path, tokenizer: str | Path | None = None
     place = find_checkpoint(checkpoint)
     if not is_pipeline(place):
         network = find_network(place)
-        name = _text_encoder_of(network.card, network.config().crossattn_emb_channels)
+        name = text_encoder_of(network.card, network.config().crossattn_emb_channels)
         return WorldModelSource(
             network=network,
             load_tokenizer=lambda: load_tokenizer(tokenizer or _TOKENIZER).model,
@@ -109,7 +109,7 @@ def open_world_model(
         device = current_device()
         yield WorldModel(
             config=source.network.config(**layout.network),
-            network=Stage(lambda: _place(source.network.load(**layout.network), layout), keep=not offload),
+            network=Stage(lambda: place_network(source.network.load(**layout.network), layout), keep=not offload),
             tokenizer=Stage(lambda: source.load_tokenizer().to(device), keep=not offload),
             text_encoder=Stage(lambda: source.load_text_encoder().to(device), keep=not offload),
             card=source.network.card,
@@ -119,7 +119,11 @@ def open_world_model(
         )
 
 
-def _place(network: CosmosDiT, layout: GenerationLayout) -> CosmosDiT:
+Network = TypeVar("Network", bound=CosmosDiT)
+
+
+def place_network(network: Network, layout: GenerationLayout) -> Network:
+    """Puts this rank's part on its device, in the dtype that it computes in, and shares out its weights if asked."""
     device = current_device()
     network = network.to(dtype=torch.bfloat16 if device.type == "cuda" else None)
     if not layout.shard_weights:
@@ -128,7 +132,7 @@ def _place(network: CosmosDiT, layout: GenerationLayout) -> CosmosDiT:
     return network
 
 
-def _text_encoder_of(card: CheckpointCard, width: int) -> str:
+def text_encoder_of(card: CheckpointCard, width: int) -> str:
     """The encoder that the card names, by its own name or by its folder, else the only one of the network's width."""
     if card.text_encoder is not None and Path(card.text_encoder).is_dir():
         return card.text_encoder
