@@ -1,10 +1,12 @@
 """The diffusion decoder's network: a Cosmos DiT with embedded tokens beside the noisy latent.
 
-Letters: B = batch, C = channels of the latent, E = channels of an embedded token, T H W = latent frames, rows, columns.
+Letters: B = batch, C = channels of the latent, E = channels of an embedded token, T H W = latent frames, rows, columns,
+A = axes of a code, V = codes.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,10 +23,34 @@ HIDDEN_TOKEN = 0
 """Stands in every place where the tokens are dropped; the published network has no embedding of its own for that."""
 
 
+_FIRST_SCALE = 0.3
+"""Root mean square of an embedding that does not begin at zero; a latent's, times c_in, is 1."""
+
+
+def first_embedding(config: DiffusionDecoderConfig) -> torch.Tensor:
+    """The tokens' embedding before training, [vocabulary, channels].
+
+    With levels, a code's channels are cosines of rising frequency of where it stands on each of its axes: those that
+    are orthogonal over the levels (the basis of the DCT).
+    """
+    shape = (config.token_vocab_size, config.token_emb_channels)
+    if config.init_token_levels is None:
+        return torch.zeros(shape, dtype=config.params_dtype)
+    codes, places = torch.arange(config.token_vocab_size), []
+    for levels in config.init_token_levels:  # the first axis of a code runs fastest
+        places.append((codes % levels + 0.5) / levels)
+        codes = codes // levels
+    places_AV = torch.stack(places)
+    frequencies = range(1, 2 + (config.token_emb_channels - 1) // len(places))
+    channels_CV = torch.cat([torch.cos(math.pi * k * places_AV) for k in frequencies])[: config.token_emb_channels]
+    return (_FIRST_SCALE * math.sqrt(2) * channels_CV.T).to(config.params_dtype).contiguous()
+
+
 class DiffusionDecoderDiT(CosmosDiT):
     """The network F of the EDM denoiser, given tokens.
 
-    Their embedding starts at zero, as the published one: so a network that starts from a WFM's weights begins as it.
+    Their embedding starts at zero, as the published one, or near it: so a network that starts from a WFM's weights
+    begins as it.
 
     Args:
         config: Sizes and layout.
@@ -38,8 +64,7 @@ class DiffusionDecoderDiT(CosmosDiT):
     def __init__(self, config: DiffusionDecoderConfig, *, pre_process: bool = True, **stage: Any) -> None:  # noqa: ANN401 - of CosmosDiT
         super().__init__(config, pre_process=pre_process, **stage)
         if pre_process:
-            zeros = torch.zeros(config.token_vocab_size, config.token_emb_channels, dtype=config.params_dtype)
-            self.token_embedder = nn.Embedding.from_pretrained(zeros, freeze=False)
+            self.token_embedder = nn.Embedding.from_pretrained(first_embedding(config), freeze=False)
 
     def forward(
         self,
