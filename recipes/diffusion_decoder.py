@@ -8,7 +8,7 @@ from typing import Any
 import nemo_run as run
 
 from recipes.annotations import with_types
-from recipes.diffusion import CP_512P, EMA_POWER
+from recipes.diffusion import CP_512P
 from recipes.post_training import at_published_size, at_tiny_size, finetune_from
 
 

@@ -30,8 +30,8 @@ class PairedLatents(Dataset):
         of_latents, of_tokens = {*self._keys}, {*self._place_of}
         if of_latents != of_tokens:
             raise UserError(
-                f"{latents.root} and {tokens.root}: {len(of_latents - of_tokens)} windows of the latents have no tokens "
-                f"and {len(of_tokens - of_latents)} of the tokens no latents. {_SAME_WINDOWS}"
+                f"{latents.root}, {tokens.root}: {len(of_latents - of_tokens)} windows of the latents have no tokens, "
+                f"{len(of_tokens - of_latents)} of the tokens no latents. {_SAME_WINDOWS}"
             )
 
     def __len__(self) -> int:

@@ -126,8 +126,8 @@ class DiffusionDecoder:
         """
         if self.card.tokenizer_fingerprint is None or self.card.latent_mean is None or self.card.latent_std is None:
             raise UserError(
-                f"checkpoint {self.card.model}: its card lacks the tokenizer or the latent statistics. Convert it again "
-                "with --tokenizer and --statistics."
+                f"checkpoint {self.card.model}: its card lacks the tokenizer or the latent statistics. Convert it "
+                "again with --tokenizer and --statistics."
             )
         ours = self.tokenizer.use(lambda tokenizer: tokenizer.fingerprint())
         if ours != self.card.tokenizer_fingerprint:

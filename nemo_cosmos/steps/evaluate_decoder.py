@@ -84,7 +84,9 @@ def evaluate_decoder(
 
         tokens = [_tokens(discrete, window) for window in windows]
         videos = {
-            OWN: _timed(lambda batch, start: discrete.decode(torch.cat(tokens[start : start + len(batch)])), windows, 1),
+            OWN: _timed(
+                lambda batch, start: discrete.decode(torch.cat(tokens[start : start + len(batch)])), windows, 1
+            ),
             DIFFUSION: _timed(
                 lambda batch, start: decode(torch.cat(tokens[start : start + len(batch)]), batch, start),
                 windows,

@@ -49,9 +49,7 @@ def _open(place: Path) -> tuple[Iterable[str], Callable[[str], torch.Tensor]]:
     if is_nemo(place):
         folder = weights_folder(place, use_ema=True)
         shapes = {
-            name.removeprefix(PREFIX): shape
-            for name, shape in stored_shapes(folder).items()
-            if name.startswith(PREFIX)
+            name.removeprefix(PREFIX): shape for name, shape in stored_shapes(folder).items() if name.startswith(PREFIX)
         }
 
         def read(name: str) -> torch.Tensor:
