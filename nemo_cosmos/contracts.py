@@ -208,6 +208,8 @@ class CheckpointCard(Record):
     command: str
     figures: dict[str, float] = field(default_factory=dict)
     tokenizer_fingerprint: str | None = None
+    token_fingerprint: str | None = None
+    """The discrete tokenizer whose tokens a diffusion decoder takes."""
     latent_mean: tuple[float, ...] | None = None
     """What latents are normalised by: per channel, or per channel and latent frame, all of a channel together."""
     latent_std: tuple[float, ...] | None = None

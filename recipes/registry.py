@@ -10,6 +10,7 @@ from nemo_cosmos.errors import user_error
 from recipes import (
     autoregressive,
     diffusion,
+    diffusion_decoder,
     diffusion_stages,
     image_tokenizer,
     medusa,
@@ -57,6 +58,8 @@ FINETUNE: dict[str, Callable[..., run.Partial]] = {
     **{recipe.__name__: recipe for stages in autoregressive.STAGES.values() for recipe in stages[1:]},
     "autoregressive_tiny_action_finetune": autoregressive.autoregressive_tiny_action_finetune,
     **{recipe.__name__: recipe for recipe in medusa.RECIPES},
+    "diffusion_decoder_tiny_finetune": diffusion_decoder.diffusion_decoder_tiny_finetune,
+    "diffusion_decoder_7b_finetune": diffusion_decoder.diffusion_decoder_7b_finetune,
 }
 """Run by `nemo cosmos finetune --factory NAME`."""
 

@@ -14,10 +14,12 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from nemo_cosmos import __version__
 from nemo_cosmos.autoregressive.config import PRESETS as AR_PRESETS
+from nemo_cosmos.autoregressive.diffusion_decoder.config import PRESETS as DECODER_PRESETS
 from nemo_cosmos.checkpoints import nemo_format
 from nemo_cosmos.checkpoints.autoregressive import convert_autoregressive, is_autoregressive
 from nemo_cosmos.checkpoints.convert_wfm import convert_wfm
 from nemo_cosmos.checkpoints.detect import Format, detect
+from nemo_cosmos.checkpoints.diffusion_decoder import convert_diffusion_decoder, is_diffusion_decoder
 from nemo_cosmos.checkpoints.embedded import find_checkpoint
 from nemo_cosmos.checkpoints.latents import told
 from nemo_cosmos.checkpoints.wfm import is_wfm
@@ -121,8 +123,12 @@ def convert(
         written = convert_autoregressive(place, Path(target), to=to, preset=preset, dtype=cast_to, tokenizer=tokenizer)
         parameters = sum(weight.shape.numel() for weight in written.values())
         return _report("autoregressive", len(written), parameters, target, (), ())
+    facts = {"tokenizer": tokenizer, "statistics": statistics}
+    if is_diffusion_decoder(place, preset):
+        written = convert_diffusion_decoder(place, Path(target), to=to, preset=preset, dtype=cast_to, **facts)
+        parameters = sum(weight.shape.numel() for weight in written.values())
+        return _report("diffusion_decoder", len(written), parameters, target, (), ())
     if is_wfm(place, preset):
-        facts = {"tokenizer": tokenizer, "statistics": statistics}
         wfm = convert_wfm(place, Path(target), to=to, preset=preset, dtype=cast_to, **facts)
         parameters = sum(weight.shape.numel() for weight in wfm.weights.values())
         return _report("diffusion", len(wfm.weights), parameters, target, wfm.dropped, wfm.added)
@@ -250,7 +256,7 @@ def _read_reference(place: Path, preset: str | None) -> WholeModel:
     """Reads weights under the reference's names: a file, or a published folder."""
     config = published.config_told_by(place) if preset is None else TOKENIZERS.get(preset.removeprefix("nvidia/"))
     if config is None:
-        known = sorted(TOKENIZERS.keys() | DIT_PRESETS.keys() | AR_PRESETS.keys())
+        known = sorted(TOKENIZERS.keys() | DIT_PRESETS.keys() | AR_PRESETS.keys() | DECODER_PRESETS.keys())
         raise user_error("--preset", preset, f"one of {known}", "Reference weights do not tell their architecture.")
     weights = published.read_weights(place)
     return _tokenizer(tokenizer_names.from_reference_names(weights, config), config, place)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from nemo_cosmos.autoregressive.architecture import is_architecture
+from nemo_cosmos.autoregressive.diffusion_decoder.architecture import is_architecture as is_decoder_architecture
 from nemo_cosmos.checkpoints.detect import Format, detect
 from nemo_cosmos.checkpoints.nemo_format import open_weights
 from nemo_cosmos.checkpoints.weight_file import card_without_history, check_weights, file_at, open_file
@@ -70,7 +71,8 @@ def is_wfm(place: Path, preset: str | None) -> bool:
 
 def is_wfm_card(card: CheckpointCard) -> bool:
     """Tells whether a card speaks of a diffusion WFM."""
-    return "patch_method" not in card.config and not is_architecture(card.config)
+    others = is_architecture(card.config) or is_decoder_architecture(card.config)
+    return "patch_method" not in card.config and not others
 
 
 def open_wfm(place: Path, preset: str | None = None) -> StoredWfm:

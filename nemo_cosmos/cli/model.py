@@ -305,6 +305,37 @@ def evaluate_tokenizer(
     show(result, as_json=as_json)
 
 
+@_evaluate.command("decoder")
+def evaluate_decoder(
+    curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],
+    output: Annotated[Path, typer.Argument(help="Folder for measures.json and the sheet.")],
+    checkpoint: Annotated[str, typer.Option(help="The diffusion decoder.")],
+    discrete_tokenizer: Annotated[str, typer.Option(help="The tokenizer whose tokens it decodes.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="The continuous tokenizer: folder, hf:// address, or embedded name.")
+    ] = "tokenizer_tiny",
+    num_clips: Annotated[int, typer.Option(help="Held-out windows to decode.")] = 32,
+    num_steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own by default.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="g in cond + g (cond - uncond).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """PSNR, SSIM and LPIPS-like of tokens decoded by the diffusion decoder, and by their own tokenizer."""
+    from nemo_cosmos.generation.diffusion_decoder import DecodingConfig
+    from nemo_cosmos.steps.evaluate_decoder import evaluate_decoder as run
+
+    result = run(
+        curated,
+        output,
+        checkpoint=checkpoint,
+        discrete_tokenizer=discrete_tokenizer,
+        tokenizer=tokenizer,
+        decoding=DecodingConfig(num_steps=num_steps, guidance=guidance, seed=seed),
+        num_clips=num_clips,
+    )
+    show(result, as_json=as_json)
+
+
 @_evaluate.command("wfm")
 def evaluate_wfm(
     curated: Annotated[Path, typer.Argument(help="Folder that `curate` wrote.")],

@@ -15,6 +15,7 @@ from nemo_cosmos.contracts import LatentCacheCard, Split
 from nemo_cosmos.data.clips import ClipDataset
 from nemo_cosmos.data.latent_cache import LatentDataset, read_cache_card, require_continuous
 from nemo_cosmos.data.packs import PackedSamples, collate_packs
+from nemo_cosmos.data.paired import PairedLatents, check_windows
 from nemo_cosmos.data.shuffle import AlternatingBatches, PictureSamples, ShuffledEpochs
 from nemo_cosmos.data.statistics import statistics_for
 from nemo_cosmos.data.token_files import TokenFiles, are_token_files
@@ -237,6 +238,66 @@ class LatentDataModule(_LatentModule):
             num_pictures=self.pictures_per_sample,
             num_samples=num_samples,
         )
+
+
+class PairedLatentDataModule(_LatentModule):
+    """Batches of continuous latents with the discrete tokens of the same windows, for the diffusion decoder.
+
+    Args:
+        path: Folder that `nemo-cosmos tokenize` wrote with a continuous tokenizer.
+        tokens: Another, of the same clips in the same windows, with a discrete one.
+        sources: Only these domains.
+        statistics_of: As for `LatentDataModule`.
+        micro_batch_size: Samples per forward pass and data-parallel rank.
+        global_batch_size: Samples per optimizer step.
+        patch_spatial: Latent pixels per token of the network and axis.
+        seed: Of the sample order.
+        num_workers: Loader processes.
+
+    Raises:
+        UserError: A cache is missing, of the other kind, or of other windows; or latents and base do not fit together.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        tokens: str,
+        *,
+        sources: tuple[str, ...] | None = None,
+        statistics_of: str | None = None,
+        micro_batch_size: int = 16,
+        global_batch_size: int = 16,
+        patch_spatial: int = 2,
+        seed: int = 1234,
+        num_workers: int = 0,
+    ) -> None:
+        card, token_card = read_cache_card(path), read_cache_card(tokens)
+        check_windows(path, card, tokens, token_card)
+        super().__init__(
+            (path,),
+            statistics_of=statistics_of,
+            seq_length=_num_tokens(card, patch_spatial),
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        self.cache_cards = (card, token_card)
+        self.tokens, self.sources = Path(tokens), sources
+
+    def card_fields(self) -> dict[str, Any]:
+        """Where the data came from, and what its latents and tokens mean."""
+        card, token_card = self.cache_cards
+        return {
+            **super().card_fields(),
+            "data": f"latents and tokens of {card.num_samples['train']} windows",
+            "token_fingerprint": token_card.tokenizer_fingerprint,
+        }
+
+    def dataset(self, split: Split) -> Dataset:
+        """Latents of one split, each with its tokens."""
+        tokens = LatentDataset(self.tokens, split=split, sources=self.sources)
+        return PairedLatents(self.latents(0, split, sources=self.sources), tokens)
 
 
 class PackedLatentDataModule(_LatentModule):

@@ -199,6 +199,7 @@ class LatentDataset(torch.utils.data.Dataset):
         with_actions: bool = False,
         statistics: tuple[Numbers, Numbers] | None = None,
     ) -> None:
+        self.root = Path(root)
         self._decoder = LatentDecoder(root, sources=sources, with_actions=with_actions, statistics=statistics)
         self.card = self._decoder.card
         shards = [TarShard(path) for path in sorted((Path(root) / split).glob("[!.]*.tar"))]
@@ -210,6 +211,11 @@ class LatentDataset(torch.utils.data.Dataset):
                 f"{root}: no {split} sample passes sources={sources}, with_actions={with_actions}. "
                 "Collect and curate such video first."
             )
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all samples; a key names a clip and where in it the window starts."""
+        return [key for _, key in self._places]
 
     @property
     def samples(self) -> list[LatentSample]:

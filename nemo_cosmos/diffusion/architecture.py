@@ -47,6 +47,15 @@ def config_from(architecture: dict[str, Any], **overrides: Any) -> DiTConfig:  #
     Raises:
         UserError: A value is missing or unknown.
     """
+    return DiTConfig(**fields_from(architecture), **overrides)
+
+
+def fields_from(architecture: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `architecture_of` gave as fields of `DiTConfig`.
+
+    Raises:
+        UserError: A value is missing or unknown.
+    """
     missing, unknown = sorted(set(_FIELDS) - set(architecture)), sorted(set(architecture) - set(_FIELDS))
     if missing or unknown:
         raise user_error(
@@ -55,5 +64,4 @@ def config_from(architecture: dict[str, Any], **overrides: Any) -> DiTConfig:  #
             "exactly the known fields",
             "Check the card.",
         )
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in architecture.items()}
-    return DiTConfig(**values, **overrides)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in architecture.items()}

@@ -27,7 +27,7 @@ class ConditioningConfig:
     """Most latent frames given; the number is drawn uniformly. A picture, of one latent frame, is given none."""
     condition_dropout: float = 0.0
     """Probability of hiding the given frames, for guidance: zeros stand in their slots and the mask says nothing of
-    them, but the loss leaves them out as ever."""
+    them, but the loss leaves them out as ever. Of a diffusion decoder, of hiding the tokens."""
     action_dropout: float = 0.0
     """Probability of replacing a sample's actions by zeros."""
     augment_sigma: float = 0.001
@@ -65,7 +65,7 @@ class Draws:
     num_condition_frames: torch.Tensor
     """int64 [B], latent frames."""
     keep_frames: torch.Tensor
-    """float 0 or 1, [B]; whether the given frames are shown."""
+    """float 0 or 1, [B]; whether the given frames, or the tokens of a diffusion decoder, are shown."""
     augment_sigma: torch.Tensor
     """Noise level of given frames, [B]."""
 

@@ -169,9 +169,22 @@ class DiTConfig(TransformerConfig):
         return frames, height, width
 
 
+SIZES_7B: dict[str, Any] = {"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32}
+SIZES_TINY: dict[str, Any] = {
+    "num_layers": 6,
+    "hidden_size": 192,
+    "num_attention_heads": 4,
+    "adaln_lora_dim": 32,
+    "crossattn_emb_channels": 384,
+    "extra_pos_embed": None,
+    "init_qk_norm": 2.0,
+}
+"""What a diffusion decoder has in common with the WFM that it starts from."""
+
+
 def diffusion_7b(**overrides: Any) -> DiTConfig:  # noqa: ANN401 - any field
     """The published 7B: 7,236,192,256 parameters and the uncertainty head of 128."""
-    return DiTConfig(**{"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32, **overrides})
+    return DiTConfig(**{**SIZES_7B, **overrides})
 
 
 def diffusion_14b(**overrides: Any) -> DiTConfig:  # noqa: ANN401 - any field
@@ -182,17 +195,7 @@ def diffusion_14b(**overrides: Any) -> DiTConfig:  # noqa: ANN401 - any field
 
 def diffusion_tiny(**overrides: Any) -> DiTConfig:  # noqa: ANN401 - any field
     """A DiT that trains on a CPU in minutes; the same class as the published sizes."""
-    sizes = {
-        "num_layers": 6,
-        "hidden_size": 192,
-        "num_attention_heads": 4,
-        "adaln_lora_dim": 32,
-        "crossattn_emb_channels": 384,
-        "concat_condition_mask": True,
-        "extra_pos_embed": None,
-        "init_qk_norm": 2.0,
-    }
-    return DiTConfig(**{**sizes, **overrides})
+    return DiTConfig(**{**SIZES_TINY, "concat_condition_mask": True, **overrides})
 
 
 PRESETS = {"diffusion_7b": diffusion_7b, "diffusion_14b": diffusion_14b, "diffusion_tiny": diffusion_tiny}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -168,10 +169,14 @@ class CosmosDiT(MegatronModule):
         if isinstance(x_BCTHW, list):
             self._check_pack(*inputs)
             return self._forward(self.groups, *inputs)
+        return self._forward_batch(*inputs)
+
+    def _forward_batch(self, x_BCTHW: torch.Tensor, *conditions: Any) -> torch.Tensor:  # noqa: ANN401 - those of _forward
+        """Of images, context-parallel ranks share the samples; of all else, the tokens."""
         cp, num_samples = self.groups.cp, len(x_BCTHW)
         if cp.size() == 1 or x_BCTHW.shape[2] > 1:
-            return self._forward(self.groups, *inputs)
-        own = (share_samples(x, num_samples, cp) for x in inputs)
+            return self._forward(self.groups, x_BCTHW, *conditions)
+        own = (share_samples(x, num_samples, cp) for x in (x_BCTHW, *conditions))
         output = self._forward(without_context(self.groups), *own)
         return join_samples(output, num_samples, cp) if self.post_process else output
 

@@ -23,8 +23,8 @@ _BLOCK = re.compile(r"net\.blocks\.block(\d+)\.")
 
 
 def is_reference(weights: Weights) -> bool:
-    """Tells whether weights have a diffusion WFM's names of the reference."""
-    return "net.x_embedder.proj.1.weight" in weights
+    """Tells whether weights have a diffusion WFM's names of the reference, and no diffusion decoder's."""
+    return "net.x_embedder.proj.1.weight" in weights and "net.token_embedder.weight" not in weights
 
 
 def config_of_reference(weights: Weights, preset: str | None = None) -> DiTConfig:
@@ -38,7 +38,7 @@ def config_of_reference(weights: Weights, preset: str | None = None) -> DiTConfi
         UserError: A weight that tells the architecture is missing, or no model of that name, or no published one, has
             such shapes.
     """
-    told = _told_by_shapes(weights)
+    told = told_by_shapes(weights)
     for name in ("diffusion_7b", "diffusion_14b") if preset is None else (preset,):
         config = PRESETS[name](**{field: told[field] for field in _VARIANTS})
         if all(getattr(config, field) == value for field, value in told.items()):
@@ -56,12 +56,20 @@ _VARIANTS = ("concat_condition_mask", "concat_padding_mask", "action_dim", "acti
 """In what models of one preset differ."""
 
 
-def _told_by_shapes(weights: Weights) -> dict[str, Any]:
-    """Fields of `DiTConfig` that follow from shapes alone; the rotary ratios do not."""
+def told_by_shapes(weights: Weights, *, more_channels: int = 0) -> dict[str, Any]:
+    """Fields of `DiTConfig` that follow from shapes alone; the rotary ratios do not.
+
+    Args:
+        weights: Under the reference's names.
+        more_channels: That enter the patches besides latent and masks.
+
+    Raises:
+        UserError: A weight is missing, or others enter the patches.
+    """
     volume = _PATCH[0] * _PATCH[1] * _PATCH[2]
     hidden_size, patch_width = _shape(weights, "net.x_embedder.proj.1.weight", 2)
     out_channels = _shape(weights, "net.final_layer.linear.weight", 2)[0] // volume
-    masks = patch_width // volume - out_channels
+    masks = patch_width // volume - out_channels - more_channels
     if not 0 <= masks <= 2:
         raise user_error(
             "net.x_embedder.proj.1.weight",

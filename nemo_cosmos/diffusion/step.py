@@ -21,7 +21,7 @@ from nemo_cosmos.contracts import LatentCacheCard
 from nemo_cosmos.data.shuffle import pictures_one_by_one
 from nemo_cosmos.diffusion.actions import actions_per_latent_frame
 from nemo_cosmos.diffusion.architecture import architecture_of
-from nemo_cosmos.diffusion.conditioning import ConditioningConfig, condition_mask, draw, network_input
+from nemo_cosmos.diffusion.conditioning import ConditioningConfig, Draws, condition_mask, draw, network_input
 from nemo_cosmos.diffusion.config import DiTConfig, check_layout
 from nemo_cosmos.diffusion.flops import training_flops
 from nemo_cosmos.diffusion.model import CosmosDiT
@@ -101,6 +101,9 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     Raises:
         UserError: Frames are to be given to a network that has no channel to tell them by.
     """
+
+    network_class: type[CosmosDiT] = CosmosDiT
+    """What is trained."""
 
     def __init__(
         self,
@@ -226,7 +229,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         config = copy.copy(self.config)
         config.backend = "torch"  # TransformerEngine's layers, of the same shapes, would take memory on "meta" too
         with torch.device("meta"):
-            network = CosmosDiT(config)
+            network = self.network_class(config)
         check_pieces(network, network.groups.dp_cp.size())
 
     def configure_model(self, vp_stage: int | None = None) -> None:
@@ -234,9 +237,13 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         if not hasattr(self, "module"):
             if self.config.virtual_pipeline_model_parallel_size is not None:
                 vp_stage = vp_stage or 0  # Lightning builds the first chunk and knows of no others.
-            self.module: nn.Module = CosmosDiT(self.config, vp_stage=vp_stage, **stage_ends(vp_stage))
+            self.module: nn.Module = self.network_class(self.config, vp_stage=vp_stage, **stage_ends(vp_stage))
             if self.init_from is not None:
-                load_whole_weights(self.module, self.init_from, may_lack=ACTION_LAYERS)
+                self.load_base(self.init_from)
+
+    def load_base(self, base: str) -> None:
+        """Fills the network, once it is built, with the weights that it starts from."""
+        load_whole_weights(self.module, base, may_lack=ACTION_LAYERS)
 
     def reinit(self) -> DiffusionModel:
         """Gives a module for a further chunk of an interleaved pipeline; called by NeMo.
@@ -244,7 +251,7 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         NeMo's own way would build the configuration anew from its arguments, without the layout that the strategy has
         put into it since.
         """
-        return DiffusionModel(
+        return type(self)(
             self.config,
             edm=self.edm,
             conditioning=self.conditioning,
@@ -338,24 +345,36 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             "text_emb": batch["text_emb"] * draws.keep_text.view(-1, 1, 1),
             "fps": batch["fps"],
         }
-        if self.config.action_dim is not None:
-            grouped = actions_per_latent_frame(batch["actions"], self.config.action_frames_per_latent)
-            made["actions"] = grouped * draws.keep_actions.view(-1, 1, 1)
-        return made
+        return {**made, **self.conditions(batch, draws)}
+
+    def conditions(self, batch: Batch, draws: Draws) -> Batch:
+        """What the network is given besides latent, time, text and frames: actions, where it takes them.
+
+        Args:
+            batch: As for `noised`.
+            draws: What is dropped.
+        """
+        if self.config.action_dim is None:
+            return {}
+        grouped = actions_per_latent_frame(batch["actions"], self.config.action_frames_per_latent)
+        return {"actions": grouped * draws.keep_actions.view(-1, 1, 1)}
 
     def forward_step(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
         """Runs the network; on the last pipeline stage also its uncertainty head."""
         output = self.forward(
-            batch["network_input"],
-            batch["c_noise"],
-            batch["text_emb"],
-            fps=batch["fps"],
-            condition_mask_B1THW=batch["condition_mask"] if self.config.concat_condition_mask else None,
-            actions_BTA=batch.get("actions"),
+            batch["network_input"], batch["c_noise"], batch["text_emb"], **self.network_arguments(batch)
         )
         if not get_attr_wrapped_model(self.module, "post_process"):
             return output
         return {"network_output": output, "logvar": get_attr_wrapped_model(self.module, "logvar")(batch["c_noise"])}
+
+    def network_arguments(self, batch: Batch) -> dict[str, Any]:
+        """Of the network's forward, besides latent, time and text."""
+        return {
+            "fps": batch["fps"],
+            "condition_mask_B1THW": batch["condition_mask"] if self.config.concat_condition_mask else None,
+            "actions_BTA": batch.get("actions"),
+        }
 
     def training_step(self, batch: Batch, batch_idx: int | None = None) -> Any:  # noqa: ANN401 - see forward_step
         """Lightning's name for `forward_step`."""

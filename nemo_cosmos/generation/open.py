@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from megatron.core.transformer.module import MegatronModule
@@ -74,7 +74,7 @@ class WorldModelSource(ABC):
         device, keep, load_text_encoder = current_device(), not offload, self.load_text_encoder
         return {
             "config": self.network.config(**layout.network),
-            "network": Stage(lambda: _place(self.network.load(**layout.network), layout), keep=keep),
+            "network": Stage(lambda: place_network(self.network.load(**layout.network), layout), keep=keep),
             "tokenizer": Stage(lambda: self.load_tokenizer().to(device), keep=keep),
             "text_encoder": load_text_encoder and Stage(lambda: load_text_encoder().to(device), keep=keep),
             "card": self.network.card,
@@ -148,7 +148,7 @@ def find_world_model(checkpoint: str | Path, tokenizer: str | Path | None = None
         (AutoregressiveSource, _DISCRETE_TOKENIZER) if network.kind is AUTOREGRESSIVE else (DiffusionSource, _TOKENIZER)
     )
     width = network.config().crossattn_emb_channels
-    encoder = None if width is None else _text_encoder_of(network.card, width)
+    encoder = None if width is None else text_encoder_of(network.card, width)
     return source(
         network=network,
         load_tokenizer=lambda: load_tokenizer(tokenizer or default).model,
@@ -198,7 +198,11 @@ def open_world_model(
         yield source.assemble(layout, offload=offload)
 
 
-def _place(network: MegatronModule, layout: GenerationLayout) -> MegatronModule:
+Network = TypeVar("Network", bound=MegatronModule)
+
+
+def place_network(network: Network, layout: GenerationLayout) -> Network:
+    """Puts this rank's part on its device, in the dtype that it computes in, and shares out its weights if asked."""
     device = current_device()
     network = network.to(dtype=torch.bfloat16 if device.type == "cuda" else None)
     if not layout.shard_weights:
@@ -207,7 +211,7 @@ def _place(network: MegatronModule, layout: GenerationLayout) -> MegatronModule:
     return network
 
 
-def _text_encoder_of(card: CheckpointCard, width: int) -> str:
+def text_encoder_of(card: CheckpointCard, width: int) -> str:
     """The encoder that the card names, by its own name or by its folder, else the only one of the network's width."""
     if card.text_encoder is not None and Path(card.text_encoder).is_dir():
         return card.text_encoder

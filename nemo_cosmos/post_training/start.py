@@ -79,7 +79,8 @@ def finetune(
     """Trains a WFM on from a base, on latents that are normalised as the base's were; or a tokenizer, on clips.
 
     Args:
-        model: Makes the model; takes `init_from`, as `DiffusionModel` does, where a base may be a file.
+        model: Makes the model; takes `init_from`, as `DiffusionModel` does, where a base may be a file; or `base`,
+            where it reads files and checkpoints by itself.
         data: Makes the data; takes `statistics_of`, as `LatentDataModule` does, where it holds latents.
         trainer: As for `nemo_cosmos.training.api.finetune`, and so all others that are not told here.
         log: Where to write.
@@ -103,19 +104,29 @@ def finetune(
     else:
         found = find_base(base)
         parent = str(found.weights)
-    if not found.is_checkpoint and not _takes(model, "init_from"):
-        raise user_error("base", base, "a checkpoint or a run's folder", "This model starts from no other file.")
-    # A file is read while the model is built; Megatron reads a checkpoint once the optimizer stands.
+    made = model() if resumed is not None else _made(model, found)
     return api.finetune(
-        model() if found.is_checkpoint else model(init_from=str(found.weights)),
+        made,
         data(statistics_of=str(found.card)) if _takes(data, "statistics_of") else data(),
         trainer,
         log=log,
         optim=optim,
         resume=resume,
-        base=parent if found.is_checkpoint else None,
+        base=parent if found.is_checkpoint and getattr(made, "init_from", None) is None else None,
         may_lack=may_lack,
     )
+
+
+def _made(model: Callable[..., LightningModule], base: Base) -> LightningModule:
+    """A model that reads the base by itself while it is built; of a checkpoint, none, for Megatron reads that later."""
+    if _takes(model, "base"):
+        return model(base=str(base.weights))
+    if base.is_checkpoint:
+        return model()
+    if not _takes(model, "init_from"):
+        expected = "a checkpoint or a run's folder"
+        raise user_error("base", str(base.weights), expected, "This model starts from no other file.")
+    return model(init_from=str(base.weights))
 
 
 def _takes(make: Callable, argument: str) -> bool:

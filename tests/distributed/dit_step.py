@@ -1,4 +1,4 @@
-"""A small DiT for `megatron_step.py`."""
+"""A small DiT for `megatron_step.py`, and a diffusion decoder, which is one with tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from nemo_cosmos.autoregressive.diffusion_decoder.config import DiffusionDecoderConfig
+from nemo_cosmos.autoregressive.diffusion_decoder.model import DiffusionDecoderDiT
 from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.initialization import tensor_parallel_axis
 from nemo_cosmos.diffusion.model import CosmosDiT
@@ -25,6 +27,14 @@ class Task:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
+TOKENS = {
+    "action_dim": None,
+    "concat_condition_mask": False,
+    "token_vocab_size": 10,
+    "token_emb_channels": 3,
+    "token_upsampling": 2,
+}
+
 TASKS = {
     "videos": Task(),
     "images": Task(frames=1),
@@ -32,6 +42,8 @@ TASKS = {
     # So few layers that the gradient buffers of two stages are of unlike sizes.
     "few layers": Task(overrides={"num_layers": 2}),
     "no actions, fixed positions": Task(overrides={"action_dim": None, "extra_pos_embed": "sincos"}),
+    "tokens": Task(overrides=TOKENS),
+    "tokens of images": Task(frames=1, overrides=TOKENS),
 }
 
 
@@ -50,14 +62,17 @@ def config_for(layout: Layout) -> DiTConfig:
         "uncertainty_channels": 16,
         "backend": "torch",
     }
-    return DiTConfig(**{**sizes, **TASKS[layout.task].overrides, **layout.config_fields})
+    kind = DiffusionDecoderConfig if TASKS[layout.task].overrides is TOKENS else DiTConfig
+    return kind(**{**sizes, **TASKS[layout.task].overrides, **layout.config_fields})
 
 
 class _DiT:
     tasks = tuple(TASKS)
 
     def build(self, layout: Layout, **stage: Any) -> CosmosDiT:
-        return CosmosDiT(config_for(layout), **stage)
+        config = config_for(layout)
+        network = DiffusionDecoderDiT if isinstance(config, DiffusionDecoderConfig) else CosmosDiT
+        return network(config, **stage)
 
     def size(self, task: str) -> tuple[int, int]:
         return TASKS[task].frames * (SIZE // 2) ** 2, TASKS[task].batch
@@ -94,18 +109,17 @@ class _DiT:
             "actions": normal(told.batch, told.frames, 6),
             "condition_mask": condition,
             "fps": torch.tensor([10.0, 24.0, 30.0])[: told.batch],
+            "tokens": torch.randint(10, (told.batch, told.frames, SIZE // 2, SIZE // 2), generator=generator),
         }
 
     def forward_step(self, data: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-        batch = next(data)
-        output = model(
-            batch["x"],
-            batch["c_noise"],
-            batch["text"],
-            fps=batch["fps"],
-            condition_mask_B1THW=batch["condition_mask"],
-            actions_BTA=batch["actions"] if model.module.config.action_dim else None,
-        )
+        batch, config = next(data), model.module.config
+        conditions = {"condition_mask_B1THW": batch["condition_mask"]}
+        if isinstance(config, DiffusionDecoderConfig):
+            conditions = {"tokens_BTHW": batch["tokens"]}
+        elif config.action_dim:
+            conditions["actions_BTA"] = batch["actions"]
+        output = model(batch["x"], batch["c_noise"], batch["text"], fps=batch["fps"], **conditions)
 
         def loss(output: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             # As the training objective: a plain mean over all tokens, and a term that no token carries.
