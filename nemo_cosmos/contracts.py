@@ -240,6 +240,10 @@ class GeneratedVideo(Record):
     checkpoint: str
     tokenizer: str | None = None
     """Where it was named; None is the checkpoint's own or the embedded one."""
+    diffusion_decoder: str | None = None
+    """What made frames of an autoregressive WFM's tokens; None is the tokenizer."""
+    continuous_tokenizer: str | None = None
+    """Of the diffusion decoder, where it was named."""
     first_frame: str | None = None
     """Path of the picture or video that it goes on from."""
     num_first_frames: int = 1

@@ -110,6 +110,16 @@ def generate(
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer folder, hf:// address, or embedded name; a pipeline has its own.")
     ] = None,
+    diffusion_decoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Autoregressive: makes frames of tokens in place of the tokenizer; NeMo folder, safetensors file with "
+            "its card, or embedded name."
+        ),
+    ] = None,
+    continuous_tokenizer: Annotated[
+        str | None, typer.Option(help="Whose latents the diffusion decoder draws; tokenizer_tiny.")
+    ] = None,
     first_frame: Annotated[Path | None, typer.Option(help="Picture or video to go on from.")] = None,
     num_first_frames: Annotated[int, typer.Option(help="Frames taken from a video: 1 or 9.")] = 1,
     actions: Annotated[Path | None, typer.Option(help="JSON or npy with one row of 7 per generated frame.")] = None,
@@ -197,6 +207,8 @@ def generate(
         prompt=prompt,
         checkpoint=checkpoint,
         tokenizer=tokenizer,
+        diffusion_decoder=diffusion_decoder,
+        continuous_tokenizer=continuous_tokenizer,
         first_frame=first_frame,
         num_first_frames=num_first_frames,
         actions=actions,

@@ -22,6 +22,7 @@ from nemo_cosmos.autoregressive.objective import token_sequences
 from nemo_cosmos.autoregressive.speculation import MedusaDrafter, PreviousFrameDrafter
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.generation.chunks import Chunk
+from nemo_cosmos.generation.diffusion_decoder import DecodingConfig, DiffusionDecoder
 from nemo_cosmos.generation.sampling import SamplingConfig, Speculation
 from nemo_cosmos.generation.stage import Stage
 from nemo_cosmos.generation.world_model import ChunkMaker, VideoRequest, WorldModel
@@ -45,13 +46,15 @@ class AutoregressiveWorldModel(WorldModel):
     config: ARConfig
     """The network's, with its parallel layout."""
     network: Stage[CosmosAR]
+    diffusion_decoder: DiffusionDecoder | None = None
+    """Makes frames of tokens; None leaves that to the tokenizer."""
 
     def __post_init__(self) -> None:
         """Refuses a tokenizer or a layout that the network cannot work with.
 
         Raises:
-            UserError: The tokenizer is not the one the network was trained with, or has other codes; or the ranks
-                cannot share the network.
+            UserError: The tokenizer is not the one the network or the diffusion decoder was trained with, or has other
+                codes; or the ranks cannot share the network.
         """
         super().__post_init__()
         if self._tokenizer_config.vocab_size != self.config.vocab_size:
@@ -62,6 +65,8 @@ class AutoregressiveWorldModel(WorldModel):
                 "Give the discrete tokenizer that it was trained with (--tokenizer).",
             )
         check_layout(self.config, self.config.tensor_model_parallel_size, 1, 1)
+        if self.diffusion_decoder is not None:
+            self.diffusion_decoder.check_tokens_of(self.tokenizer.use(lambda tokenizer: tokenizer.fingerprint()))
 
     @property
     def takes_frames(self) -> bool:
@@ -141,7 +146,7 @@ class AutoregressiveWorldModel(WorldModel):
         text_BLC = self._text_of(request.prompts)
 
         def make(chunk: Chunk, first_frames: list[np.ndarray] | None) -> list[np.ndarray]:
-            return self._decode(self._write(request, text_BLC, chunk, first_frames))
+            return self._decode(self._write(request, text_BLC, chunk, first_frames), request)
 
         return make
 
@@ -180,8 +185,17 @@ class AutoregressiveWorldModel(WorldModel):
 
         return self.network.use(write)
 
-    def _decode(self, tokens_BTHW: torch.Tensor) -> list[np.ndarray]:
+    def _decode(self, tokens_BTHW: torch.Tensor, request: VideoRequest) -> list[np.ndarray]:
         """The one place where tokens become frames, uint8 [frames, H, W, 3] of each video."""
+        if self.diffusion_decoder is not None:
+            videos = self.diffusion_decoder.decode(
+                tokens_BTHW,
+                DecodingConfig(fps=request.config.fps),
+                prompts=request.prompts if any(request.prompts) else None,
+                seeds=request.seeds,
+                progress=request.progress,
+            )
+            return [to_pixels(video) for video in videos]
 
         def decode(tokenizer: CausalVideoTokenizer) -> list[np.ndarray]:
             tokens = tokens_BTHW.to(next(tokenizer.parameters()).device)

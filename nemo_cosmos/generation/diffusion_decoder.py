@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from nemo_cosmos.autoregressive.diffusion_decoder.denoiser import TokenDenoiser
 from nemo_cosmos.autoregressive.diffusion_decoder.windows import reflected
-from nemo_cosmos.checkpoints.diffusion_decoder import find_diffusion_decoder
+from nemo_cosmos.checkpoints.diffusion_decoder import StoredDiffusionDecoder, find_diffusion_decoder
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.data.latent_cache import denormalise_latent
@@ -26,7 +26,7 @@ from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.diffusion.samplers import SAMPLERS, karras_sigmas
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.generation.layout import GenerationLayout
-from nemo_cosmos.generation.open import place_network, text_encoder_of
+from nemo_cosmos.generation.loading import place_network, text_encoder_of
 from nemo_cosmos.generation.stage import Stage
 from nemo_cosmos.generation.staged import StagedNetwork
 from nemo_cosmos.parallel.device import current_device
@@ -304,13 +304,30 @@ def open_diffusion_decoder(
     layout = layout or GenerationLayout()
     layout.check(world_size())
     source = find_diffusion_decoder(checkpoint)
-    name = text_encoder_of(source.card, source.config().crossattn_emb_channels)
     with initialize(**layout.groups):
-        device = current_device()
-        yield DiffusionDecoder(
-            config=source.config(**layout.network),
-            network=Stage(lambda: place_network(source.load(**layout.network), layout), keep=not offload),
-            tokenizer=Stage(lambda: load_tokenizer(tokenizer).model.to(device), keep=not offload),
-            text_encoder=Stage(lambda: load_text_encoder(name).to(device), keep=not offload),
-            card=source.card,
-        )
+        yield assemble_diffusion_decoder(source, tokenizer, layout, offload=offload)
+
+
+def assemble_diffusion_decoder(
+    source: StoredDiffusionDecoder, tokenizer: str | Path, layout: GenerationLayout, *, offload: bool
+) -> DiffusionDecoder:
+    """Makes the decoder of parts that load when they are used; the layout's process groups must be open.
+
+    Args:
+        source: What `find_diffusion_decoder` gave.
+        tokenizer: As `open_diffusion_decoder`.
+        layout: How the ranks share the work.
+        offload: As `open_diffusion_decoder`.
+
+    Raises:
+        UserError: As `open_diffusion_decoder`.
+    """
+    device, keep = current_device(), not offload
+    name = text_encoder_of(source.card, source.config().crossattn_emb_channels)
+    return DiffusionDecoder(
+        config=source.config(**layout.network),
+        network=Stage(lambda: place_network(source.load(**layout.network), layout), keep=keep),
+        tokenizer=Stage(lambda: load_tokenizer(tokenizer).model.to(device), keep=keep),
+        text_encoder=Stage(lambda: load_text_encoder(name).to(device), keep=keep),
+        card=source.card,
+    )

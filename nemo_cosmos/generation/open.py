@@ -8,28 +8,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from megatron.core.transformer.module import MegatronModule
-
+from nemo_cosmos.checkpoints.diffusion_decoder import StoredDiffusionDecoder, find_diffusion_decoder
 from nemo_cosmos.checkpoints.embedded import find_checkpoint
 from nemo_cosmos.checkpoints.load import AUTOREGRESSIVE, StoredNetwork, find_network, load_tokenizer
 from nemo_cosmos.checkpoints.pipeline_folder import PipelineFolder, is_pipeline
-from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.generation.autoregressive_world_model import AutoregressiveWorldModel
+from nemo_cosmos.generation.diffusion_decoder import assemble_diffusion_decoder
 from nemo_cosmos.generation.diffusion_world_model import DiffusionWorldModel
 from nemo_cosmos.generation.layout import GenerationLayout
+from nemo_cosmos.generation.loading import place_network, text_encoder_of
 from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.generation.stage import Stage
 from nemo_cosmos.generation.world_model import WorldModel
 from nemo_cosmos.parallel.branches import BranchRanks
 from nemo_cosmos.parallel.device import current_device
-from nemo_cosmos.parallel.fsdp import shard_weights
 from nemo_cosmos.parallel.startup import initialize, world_size
-from nemo_cosmos.text import TEXT_ENCODERS, CachedTextEncoder, load_text_encoder
+from nemo_cosmos.text import CachedTextEncoder, load_text_encoder
 from nemo_cosmos.tokenizer.model import Tokenizer
 
 _TOKENIZER, _DISCRETE_TOKENIZER = "tokenizer_tiny", "tokenizer_tiny_discrete"
@@ -107,6 +105,11 @@ class DiffusionSource(WorldModelSource):
 class AutoregressiveSource(WorldModelSource):
     """Of an autoregressive WFM."""
 
+    diffusion_decoder: StoredDiffusionDecoder | None = None
+    """Makes frames of tokens; None leaves that to the tokenizer."""
+    continuous_tokenizer: str | Path = _TOKENIZER
+    """Whose latents the diffusion decoder draws."""
+
     def complete(self, sampling: SamplingConfig | None) -> SamplingConfig:
         """See `WorldModelSource.complete`."""
         return (sampling or SamplingConfig()).for_autoregressive(self.network.config())
@@ -126,34 +129,59 @@ class AutoregressiveSource(WorldModelSource):
 
     def assemble(self, layout: GenerationLayout, *, offload: bool) -> AutoregressiveWorldModel:
         """See `WorldModelSource.assemble`."""
-        return AutoregressiveWorldModel(**self._parts(layout, offload=offload))
+        source = self.diffusion_decoder
+        decoder = source and assemble_diffusion_decoder(source, self.continuous_tokenizer, layout, offload=offload)
+        return AutoregressiveWorldModel(**self._parts(layout, offload=offload), diffusion_decoder=decoder)
 
 
-def find_world_model(checkpoint: str | Path, tokenizer: str | Path | None = None) -> WorldModelSource:
+def find_world_model(
+    checkpoint: str | Path,
+    tokenizer: str | Path | None = None,
+    *,
+    diffusion_decoder: str | Path | None = None,
+    continuous_tokenizer: str | Path | None = None,
+) -> WorldModelSource:
     """Finds the parts of a world model.
 
     Args:
         checkpoint: Anything `find_network` takes, or a diffusers pipeline folder, named likewise.
         tokenizer: Anything `load_tokenizer` takes; when absent a pipeline's own, else `tokenizer_tiny` for a diffusion
             WFM and `tokenizer_tiny_discrete` for an autoregressive one.
+        diffusion_decoder: Anything `find_diffusion_decoder` takes: makes frames of an autoregressive WFM's tokens, in
+            place of the tokenizer's own decoder.
+        continuous_tokenizer: Whose latents the diffusion decoder draws: anything `load_tokenizer` takes;
+            `tokenizer_tiny` when absent.
 
     Raises:
-        UserError: Something is missing or of another kind.
+        UserError: Something is missing or of another kind, or a diffusion WFM is given a diffusion decoder.
     """
+    if continuous_tokenizer is not None and diffusion_decoder is None:
+        expected = "none, for no diffusion decoder draws its latents"
+        raise user_error("continuous_tokenizer", str(continuous_tokenizer), expected, "Give a diffusion decoder too.")
     place = find_checkpoint(checkpoint)
-    if is_pipeline(place):
-        return _of_pipeline(PipelineFolder(place), tokenizer)
-    network = find_network(place)
-    source, default = (
-        (AutoregressiveSource, _DISCRETE_TOKENIZER) if network.kind is AUTOREGRESSIVE else (DiffusionSource, _TOKENIZER)
+    network = None if is_pipeline(place) else find_network(place)
+    if network is None or network.kind is not AUTOREGRESSIVE:
+        if diffusion_decoder is not None:
+            expected = "none, for a diffusion WFM has no tokens to decode"
+            raise user_error("diffusion_decoder", str(diffusion_decoder), expected, "Leave it out.")
+        if network is None:
+            return _of_pipeline(PipelineFolder(place), tokenizer)
+        return DiffusionSource(**_parts_beside(network, tokenizer or _TOKENIZER))
+    return AutoregressiveSource(
+        **_parts_beside(network, tokenizer or _DISCRETE_TOKENIZER),
+        diffusion_decoder=None if diffusion_decoder is None else find_diffusion_decoder(diffusion_decoder),
+        continuous_tokenizer=continuous_tokenizer or _TOKENIZER,
     )
+
+
+def _parts_beside(network: StoredNetwork, tokenizer: str | Path) -> dict[str, Any]:
     width = network.config().crossattn_emb_channels
     encoder = None if width is None else text_encoder_of(network.card, width)
-    return source(
-        network=network,
-        load_tokenizer=lambda: load_tokenizer(tokenizer or default).model,
-        load_text_encoder=None if encoder is None else lambda: load_text_encoder(encoder),
-    )
+    return {
+        "network": network,
+        "load_tokenizer": lambda: load_tokenizer(tokenizer).model,
+        "load_text_encoder": None if encoder is None else lambda: load_text_encoder(encoder),
+    }
 
 
 def _of_pipeline(pipeline: PipelineFolder, tokenizer: str | Path | None) -> DiffusionSource:
@@ -196,33 +224,3 @@ def open_world_model(
     source.check_layout(layout)
     with initialize(**layout.groups):
         yield source.assemble(layout, offload=offload)
-
-
-Network = TypeVar("Network", bound=MegatronModule)
-
-
-def place_network(network: Network, layout: GenerationLayout) -> Network:
-    """Puts this rank's part on its device, in the dtype that it computes in, and shares out its weights if asked."""
-    device = current_device()
-    network = network.to(dtype=torch.bfloat16 if device.type == "cuda" else None)
-    if not layout.shard_weights:
-        return network.to(device)
-    shard_weights(network, network.groups.dp_cp)
-    return network
-
-
-def text_encoder_of(card: CheckpointCard, width: int) -> str:
-    """The encoder that the card names, by its own name or by its folder, else the only one of the network's width."""
-    if card.text_encoder is not None and Path(card.text_encoder).is_dir():
-        return card.text_encoder
-    fitting = [name for name, config in TEXT_ENCODERS.items() if config.dim == width]
-    if card.text_encoder in fitting:
-        return card.text_encoder
-    if card.text_encoder is None and len(fitting) == 1:
-        return fitting[0]
-    raise user_error(
-        f"text encoder of {card.model}",
-        card.text_encoder or f"no name, and {fitting} of the network's width {width}",
-        f"the name of one whose states are {width} wide: {fitting}",
-        "Write it into the checkpoint's card.json as text_encoder.",
-    )

@@ -37,6 +37,8 @@ def generate(
     prompt: str = "",
     checkpoint: str = "diffusion_tiny_action",
     tokenizer: str | None = None,
+    diffusion_decoder: str | None = None,
+    continuous_tokenizer: str | None = None,
     first_frame: str | Path | None = None,
     num_first_frames: int = 1,
     actions: str | Path | None = None,
@@ -57,6 +59,8 @@ def generate(
             embedded weights.
         tokenizer: A tokenizer folder, or the name of embedded weights; see `find_world_model` for what is taken when
             absent.
+        diffusion_decoder: Makes frames of an autoregressive WFM's tokens; the tokenizer does when absent.
+        continuous_tokenizer: Whose latents the diffusion decoder draws; see `find_world_model`.
         first_frame: Picture, or video whose last frames are gone on from (Video2World); see `read_first_frames`.
         num_first_frames: Frames taken from a video.
         actions: JSON list of rows, or .npy, [num_frames-1, 7], for action-conditioned models.
@@ -74,7 +78,9 @@ def generate(
         UserError: A guard objects, or the input does not fit the model.
     """
     guards, layout = guards or GuardConfig(), layout or GenerationLayout()
-    source = find_world_model(checkpoint, tokenizer)
+    source = find_world_model(
+        checkpoint, tokenizer, diffusion_decoder=diffusion_decoder, continuous_tokenizer=continuous_tokenizer
+    )
     sampling = source.complete(sampling)
     if prompt and not source.takes_text:
         raise user_error("prompt", prompt, f"none, for {checkpoint} takes no text", "Leave it out.")
@@ -103,6 +109,8 @@ def generate(
             negative_prompt=negative_prompt,
             checkpoint=checkpoint,
             tokenizer=tokenizer,
+            diffusion_decoder=diffusion_decoder,
+            continuous_tokenizer=continuous_tokenizer,
             first_frame=None if first_frame is None else str(first_frame),
             num_first_frames=num_first_frames,
             conditions=Conditions(actions=None if rows is None else rows.tolist()),
