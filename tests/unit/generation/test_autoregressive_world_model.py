@@ -10,6 +10,7 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.generation import autoregressive_world_model as module
 from nemo_cosmos.generation import open as opening
 from nemo_cosmos.generation.autoregressive_world_model import AutoregressiveWorldModel
+from nemo_cosmos.generation.diffusion_decoder import DecodingConfig
 from nemo_cosmos.generation.layout import GenerationLayout
 from nemo_cosmos.generation.sampling import SamplingConfig
 from nemo_cosmos.generation.stage import Stage
@@ -23,6 +24,7 @@ from tests.unit.generation.small_autoregressive import (
     small_tokenizer,
     write_small,
 )
+from tests.unit.generation.test_diffusion_decoder import decoder
 from tests.unit.generation.word_encoder import WordEncoder
 
 SAMPLING = SamplingConfig(num_frames=17, height=16, width=24)
@@ -164,7 +166,7 @@ def test_windows_of_a_video_draw_each_for_itself(plain_model, frames, monkeypatc
 
     monkeypatch.setattr(module, "write_tokens", noting)
     still = np.repeat(frames[:1], 17, axis=0)
-    monkeypatch.setattr(AutoregressiveWorldModel, "_decode", lambda self, tokens: [still])
+    monkeypatch.setattr(AutoregressiveWorldModel, "_decode", lambda self, tokens, request: [still])
     config = dataclasses.replace(SAMPLING, num_frames=41, top_p=1.0)
     plain_model.generate([""], config, first_frames=[frames[:1]])
     assert first_places == [0, 2 * 6, 4 * 6]
@@ -181,6 +183,26 @@ def test_windows_of_a_video_draw_each_for_itself(plain_model, frames, monkeypatc
         for place in (0, 12)
     ]
     assert (tokens[0] != tokens[1]).any()
+
+
+def test_a_diffusion_decoder_makes_the_frames(plain_model, frames, monkeypatch):
+    written = []
+
+    def noting(self, tokens, request):
+        written.append(tokens)
+        return decode(self, tokens, request)
+
+    decode = AutoregressiveWorldModel._decode
+    monkeypatch.setattr(AutoregressiveWorldModel, "_decode", noting)
+    fingerprint = plain_model.tokenizer.use(lambda tokenizer: tokenizer.fingerprint())
+    drawn_by = decoder(1, num_codes=64, token_fingerprint=fingerprint)
+    model = dataclasses.replace(plain_model, diffusion_decoder=drawn_by)
+    config = dataclasses.replace(SAMPLING, num_frames=9, fps=12.0)
+    video = model.generate([""], config, first_frames=[frames[:1]], seeds=[3])[0]
+    expected = drawn_by.decode(written[0], DecodingConfig(fps=12.0), seeds=[3])[0]
+    assert (video[1:] == to_pixels(expected)[1:]).all()
+    with pytest.raises(UserError, match="takes tokens of tokenizer other"):
+        dataclasses.replace(plain_model, diffusion_decoder=decoder(1, num_codes=64, token_fingerprint="other"))
 
 
 def test_any_size_is_a_cut_of_the_next_whole_tokens(plain_model, frames):

@@ -15,24 +15,17 @@ from nemo_cosmos.generation.stage import Stage
 from nemo_cosmos.parallel.startup import initialize
 from nemo_cosmos.tokenizer.config import TokenizerConfig
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer
+from tests.unit.generation.word_encoder import WordEncoder
 
 FEW = DecodingConfig(num_steps=2, guidance=0.5)
 MEAN, STD = (0.1,) * 16, (0.5,) * 16
 
 
-class WordEncoder:
-    """Encodes a text by its length."""
-
-    def encode(self, prompts):
-        states = torch.stack([torch.full((3, 384), float(len(prompt))) for prompt in prompts])
-        return states, states[..., 0] > 0
-
-
-def decoder(upsampling):
+def decoder(upsampling, *, num_codes=16, token_fingerprint="discrete"):
     torch.manual_seed(0)
     tokenizer = CausalVideoTokenizer(TokenizerConfig(channels=8, num_res_blocks=1)).eval()
     config = diffusion_decoder_tiny(
-        num_layers=2, token_vocab_size=16, init_token_levels=None, token_upsampling=upsampling
+        num_layers=2, token_vocab_size=num_codes, init_token_levels=None, token_upsampling=upsampling
     )
     network = DiffusionDecoderDiT(config).eval()
     generator = torch.Generator().manual_seed(1)
@@ -45,7 +38,7 @@ def decoder(upsampling):
         data="none",
         command="none",
         tokenizer_fingerprint=tokenizer.fingerprint(),
-        token_fingerprint="discrete",
+        token_fingerprint=token_fingerprint,
         latent_mean=MEAN,
         latent_std=STD,
     )
