@@ -23,15 +23,16 @@ class ActionEmbedder(nn.Module):
     Args:
         action_dim: A.
         channels: C, even.
+        dtype: Of the weights.
 
     Source: cosmos-predict1, `autoregressive/training/networks/transformer.py`; Vaswani et al., Attention Is All You
     Need, https://arxiv.org/abs/1706.03762, 3.5.
     """
 
-    def __init__(self, action_dim: int, channels: int) -> None:
+    def __init__(self, action_dim: int, channels: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(action_dim, channels // _HIDDEN_SHARE)
-        self.linear_2 = nn.Linear(channels // _HIDDEN_SHARE, channels)
+        self.linear_1 = nn.Linear(action_dim, channels // _HIDDEN_SHARE, dtype=dtype)
+        self.linear_2 = nn.Linear(channels // _HIDDEN_SHARE, channels, dtype=dtype)
 
     def forward(self, actions_BFA: torch.Tensor) -> torch.Tensor:
         """[B, F, A] -> [B, F, C]."""

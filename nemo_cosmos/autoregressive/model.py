@@ -99,7 +99,7 @@ class CosmosAR(MegatronModule):
                 tp_group=groups.tp,
             )
         if config.action_dim is not None:
-            self.action_embedder = ActionEmbedder(config.action_dim, config.crossattn_emb_channels)
+            self.action_embedder = ActionEmbedder(config.action_dim, config.crossattn_emb_channels, config.params_dtype)
         self.layer_offset = get_transformer_layer_offset(config, vp_stage, groups.pp.rank())
         num_layers = get_num_layers_to_build(config, vp_stage, groups.pp.rank())
         spec = ar_layer_spec(backend)

@@ -214,3 +214,8 @@ def test_loading_the_reference_state(one_rank: torch.device) -> None:
     config = config_for(**WITH_TEXT)
     state = to_reference(dict(model_for(config).named_parameters()), config)
     CosmosAR(config).load_state_dict(from_reference(state, config), strict=True)
+
+
+def test_all_weights_have_the_dtype_asked_for(one_rank: torch.device) -> None:
+    config = config_for(**WITH_TEXT, action_dim=7, num_medusa_heads=2, params_dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in CosmosAR(config).parameters()} == {torch.bfloat16}
