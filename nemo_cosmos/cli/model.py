@@ -148,8 +148,8 @@ def generate(
     speculation: Annotated[
         str | None,
         typer.Option(
-            help="Autoregressive: how tokens are guessed ahead, which changes none: medusa, where there are heads, "
-            "previous_frame or none."
+            help="Autoregressive: how tokens are guessed ahead, which changes none: previous_frame, medusa, "
+            "where there are heads, or none; previous_frame."
         ),
     ] = None,
     chunk_frames: Annotated[

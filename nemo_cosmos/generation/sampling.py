@@ -57,7 +57,7 @@ class SamplingConfig:
     top_k: int | None = None
     """Admits this many of the likeliest tokens; None admits all."""
     speculation: Speculation | None = None
-    """How tokens are guessed ahead. The model's own value is its Medusa heads, where it has some, else none."""
+    """How tokens are guessed ahead: by the frame before, where nothing else is said."""
     chunk_frames: int | None = None
     """Frames generated at once; a longer video is generated chunk by chunk. A diffusion WFM generates all at once where
     this is None, an autoregressive one as many as it was trained on."""
@@ -115,10 +115,7 @@ class SamplingConfig:
             UserError: A field is set that it does not take, or it has no Medusa heads to guess with.
         """
         published = (config.num_layers, config.hidden_size) in _PUBLISHED_AUTOREGRESSIVE_SIZES
-        defaults = {
-            **(PUBLISHED_AUTOREGRESSIVE if published else TINY_AUTOREGRESSIVE),
-            "speculation": "medusa" if config.num_medusa_heads else "none",
-        }
+        defaults = PUBLISHED_AUTOREGRESSIVE if published else TINY_AUTOREGRESSIVE
         if self.speculation == "medusa" and not config.num_medusa_heads:
             expected = "'previous_frame' or 'none', for this WFM has no Medusa heads"
             raise user_error("speculation", self.speculation, expected, "Choose one of these.")
@@ -190,6 +187,7 @@ PUBLISHED_AUTOREGRESSIVE: dict[str, Any] = {
     "chunk_frames": 33,
     "temperature": 1.0,
     "top_p": 0.8,
+    "speculation": "previous_frame",
 }
 """Defaults of the published autoregressive sizes, with text or without.
 
