@@ -128,9 +128,7 @@ def test_speculation_changes_no_video(model, frames, actions, monkeypatch, specu
     )
     assert (plain == quick).all()
     assert drafters[0] is None
-    assert (
-        drafters[1].num_guesses == guesses
-    )  # two heads; the six tokens of a frame
+    assert drafters[1].num_guesses == guesses  # two heads; the six tokens of a frame
 
 
 def test_a_model_without_heads_cannot_guess_by_them(plain_model):

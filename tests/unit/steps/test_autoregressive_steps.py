@@ -48,7 +48,7 @@ def test_a_video_goes_on_from_another_and_its_record_tells_how(files, tmp_path):
     assert read_video(tmp_path / "a.mp4")[0].shape == (25, 16, 24, 3)
     told = GeneratedVideo.from_dict(read_json(tmp_path / "a.json"))
     assert told == record
-    assert (told.temperature, told.top_p, told.top_k, told.speculation) == (1.0, 0.8, 5, "medusa")
+    assert (told.temperature, told.top_p, told.top_k, told.speculation) == (1.0, 0.8, 5, "previous_frame")
     assert (told.chunk_frames, told.overlap_frames, told.fps) == (17, 9, 10.0)
     assert told.num_steps is None and told.sampler is None and told.guidance is None
 
