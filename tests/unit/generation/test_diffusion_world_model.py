@@ -12,6 +12,7 @@ from nemo_cosmos.diffusion.config import diffusion_tiny
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.objective import EDM
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.generation import loading
 from nemo_cosmos.generation import open as opening
 from nemo_cosmos.generation.diffusion_world_model import DiffusionWorldModel
 from nemo_cosmos.generation.first_frames import read_first_frames
@@ -102,7 +103,8 @@ def test_parts_are_opened_on_this_ranks_device(model, monkeypatch, device, dtype
     stored.load.return_value = network
     network.to.return_value = network
     monkeypatch.setattr(opening, "initialize", lambda **_: contextlib.nullcontext())
-    monkeypatch.setattr(opening, "current_device", lambda: device)
+    for module in (opening, loading):
+        monkeypatch.setattr(module, "current_device", lambda: device)
     monkeypatch.setattr(opening, "find_checkpoint", Path)
     monkeypatch.setattr(opening, "find_network", lambda _: stored)
     monkeypatch.setattr(opening, "load_tokenizer", lambda _: Mock(model=tokenizer))
