@@ -124,13 +124,13 @@ def test_parts_are_opened_on_this_ranks_device(model, monkeypatch, device, dtype
 )
 def test_the_card_names_the_text_encoder_else_its_width_does(model, monkeypatch, named, width, found):
     encoders = {"a": 4, "b": 4, "c": 8}
-    monkeypatch.setattr(opening, "TEXT_ENCODERS", {name: Mock(dim=dim) for name, dim in encoders.items()})
+    monkeypatch.setattr(loading, "TEXT_ENCODERS", {name: Mock(dim=dim) for name, dim in encoders.items()})
     card = dataclasses.replace(model.card, text_encoder=named)
     if found is None:
         with pytest.raises(UserError, match=f"text encoder of test.*{width} wide.*card.json as text_encoder"):
-            opening._text_encoder_of(card, width)
+            loading.text_encoder_of(card, width)
     else:
-        assert opening._text_encoder_of(card, width) == found
+        assert loading.text_encoder_of(card, width) == found
 
 
 def test_latents_are_denormalised_frame_by_frame(model):
