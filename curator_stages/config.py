@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from curator_stages.source_frames import MAX_PIXELS
 from nemo_cosmos.errors import UserError, user_error
 
-ShotDetector = Literal["content", "transnetv2", "none"]
+ShotDetector = Literal["content", "transnetv2", "fixed_stride"]
+MotionMethod = Literal["optical_flow", "motion_vectors"]
 
-SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "none")
-STAGES_VERSION = 1
+SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "fixed_stride")
+MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
+STAGES_VERSION = 2
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
 _SET_FIELDS = ("dedup_similarity", "dedup_similarity_simulated", "dedup_clusters", "clips_per_shard")
@@ -45,7 +48,8 @@ class CurationConfig:
     heldout_percent: float = 10.0
     """Share of the videos without sidecar that is held out, in percent, by a hash of the file name."""
     shot_detector: ShotDetector = "content"
-    """`content` (PySceneDetect), `transnetv2` (about 100 times slower on a CPU) or `none` (a video is one shot)."""
+    """`content` (PySceneDetect), `transnetv2` (about 100 times slower on a CPU) or `fixed_stride` (looks for no shots:
+    a window every `stride_s`)."""
     content_threshold: float = 27.0
     """Mean HSV change between frames, in [0, 255], from which on `content` sees a cut."""
     transnetv2_threshold: float = 0.5
@@ -54,14 +58,26 @@ class CurationConfig:
     """x264 constant rate factor in [0, 51]; 16 is visually lossless."""
     gop: int = 8
     """Most frames between two key frames: short, so that loading a window deep in a clip decodes little."""
+    max_source_pixels: int = MAX_PIXELS
+    """Largest height x width of a source's frames; larger ones are rejected, since memory follows it."""
+    decode_timeout_s: float = 600.0
+    """Longest time that decoding one span may take."""
+    motion_method: MotionMethod = "optical_flow"
+    """`optical_flow` on stored frames, or `motion_vectors` that come with the source's codec (H.264, MPEG-1, 2 and 4);
+    clips without any are measured by optical flow, as their tag tells."""
     motion_pairs: int = 8
-    """Pairs of neighbouring frames per clip that optical flow is measured on."""
+    """Pairs of neighbouring frames per clip that optical flow is measured on, two in a row at each place."""
     motion_patch: int = 256
     """Side in pixels of the patches of which the stillest is scored."""
     motion_min_global_mean: float = 2e-4
     """Least mean displacement per frame, as a share of height + width; clips below are rejected as still."""
     motion_min_per_patch: float = 1e-6
     """The same for the stillest patch."""
+    motion_max_jitter: float | None = None
+    """Most change of the camera's shift from one frame to the next, as a share of height + width; clips above are
+    rejected as shaken, None rejects none."""
+    quality: bool = True
+    """Measure sharpness, exposure, contrast and blockiness; this alone rejects nothing."""
     embed_frames: int = 4
     """Frames per clip that the embedding is the mean of."""
     dedup_similarity: float = 0.95
@@ -85,6 +101,8 @@ class CurationConfig:
             raise user_error("captioner", self.captioner, "`none`, `simulator` or `module:Class`", "Choose one.")
         if self.shot_detector not in SHOT_DETECTORS:
             raise user_error("shot_detector", self.shot_detector, f"one of {SHOT_DETECTORS}", "Choose one of these.")
+        if self.motion_method not in MOTION_METHODS:
+            raise user_error("motion_method", self.motion_method, f"one of {MOTION_METHODS}", "Choose one of these.")
         for name in ("height", "width"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 16 or value % 2:
@@ -117,6 +135,11 @@ class CurationConfig:
             )
         return cls(**values)
 
+    @property
+    def wants_samples(self) -> bool:
+        """Whether any stage looks at pictures of the source's own size."""
+        return self.quality
+
     def span_fingerprint(self) -> str:
         """Returns a hash of the settings that what is measured on one video depends on."""
         return self._hash([f.name for f in dataclasses.fields(self) if f.name not in _SET_FIELDS + _NEUTRAL_FIELDS])
@@ -138,10 +161,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "transnetv2_threshold": (0.001, 0.999),
     "crf": (0, 51),
     "gop": (1, 600),
+    "max_source_pixels": (256, 2**40),
+    "decode_timeout_s": (0.001, 10**6),
     "motion_pairs": (1, 10**4),
     "motion_patch": (8, 4096),
     "motion_min_global_mean": (0, 1),
     "motion_min_per_patch": (0, 1),
+    "motion_max_jitter": (0, 1),
     "embed_frames": (1, 1000),
     "dedup_similarity": (0.01, 1.0),
     "dedup_similarity_simulated": (0.01, 1.0),

@@ -21,6 +21,7 @@ from nemo_curator.tasks import EmptyTask
 from curator_stages.captioners import make_captioner
 from curator_stages.config import CurationConfig, load_config
 from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
+from curator_stages.sources import absolute
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.motion import MotionFilterStage
@@ -95,7 +96,8 @@ def curate(
     the same as without interruption. When nothing has changed, nothing is done.
 
     Args:
-        input_dir: Folder with videos, searched recursively; `<stem>.json` beside a video is its `RawVideo` sidecar.
+        input_dir: Folder with videos, searched recursively, or a glob, manifest or tars, as `sources.find_videos` takes
+            them; `<stem>.json` beside a video is its `RawVideo` sidecar.
         output_dir: Where the set goes; `.work` inside it holds what makes a run resumable.
         config: Settings.
         executor: `in_process`, `ray_data` or `xenna`.
@@ -125,7 +127,7 @@ def curate(
         work.mark_unfinished()
         work.prune({span.key for span in spans})
         if not all(work.has(span.key) for span in spans):
-            _run_clips(str(Path(input_dir).resolve()), str(output), config, executor, progress)
+            _run_clips(absolute(input_dir), str(output), config, executor, progress)
             _check_done(spans, work)
         _run_set(spans, work, str(output), config, reading_s)
         work.mark_finished(run_key)
