@@ -21,7 +21,7 @@ STAGES_VERSION = 2
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
 _SET_FIELDS = ("dedup_similarity", "dedup_similarity_simulated", "dedup_clusters", "clips_per_shard")
-_NEUTRAL_FIELDS = ("device",)
+_NEUTRAL_FIELDS = ("device", "caption_endpoint", "caption_batch", "caption_retries", "caption_timeout_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,27 @@ class CurationConfig:
 
     captioner: str
     """Who captions clips that have no caption in a sidecar: `none` (nobody, such clips stay without), `simulator`
-    (all captions come from sidecars; a video without one is an error), or `module:Class` of a captioner of your own."""
+    (all captions come from sidecars; a video without one is an error), `transformers:MODEL` (Qwen-VL class) or
+    `vllm:MODEL` (a folder, or a name on the Hugging Face hub), `openai:MODEL` (at `caption_endpoint`), or
+    `module:Class` of a captioner of your own."""
+    caption_endpoint: str | None = None
+    """Address of a server with OpenAI's interface, e.g. http://localhost:8000/v1."""
+    caption_prompt: str = "default"
+    """A variant of `captioning.prompts.PROMPTS`, or a prompt."""
+    caption_refine: bool = False
+    """Ask a second time, with the first caption and the same frames."""
+    caption_window: int = 256
+    """Frames that one caption speaks of."""
+    caption_frames: int = 8
+    """Frames of a window that are shown to the captioner."""
+    caption_max_tokens: int = 512
+    """Longest caption in the model's tokens."""
+    caption_batch: int = 8
+    """Windows that are captioned at once."""
+    caption_retries: int = 2
+    """Further tries for a window that got no caption, before its clip is rejected."""
+    caption_timeout_s: float = 120.0
+    """Longest wait for one answer of `caption_endpoint`."""
     height: int = 256
     """Height of stored clips in pixels, even."""
     width: int = 256
@@ -98,7 +118,7 @@ class CurationConfig:
             UserError: A field is out of its range.
         """
         if not self.captioner:
-            raise user_error("captioner", self.captioner, "`none`, `simulator` or `module:Class`", "Choose one.")
+            raise user_error("captioner", self.captioner, "`none`, `simulator` or a captioner", "Choose one.")
         if self.shot_detector not in SHOT_DETECTORS:
             raise user_error("shot_detector", self.shot_detector, f"one of {SHOT_DETECTORS}", "Choose one of these.")
         if self.motion_method not in MOTION_METHODS:
@@ -169,6 +189,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "motion_min_per_patch": (0, 1),
     "motion_max_jitter": (0, 1),
     "embed_frames": (1, 1000),
+    "caption_window": (1, 10**6),
+    "caption_frames": (1, 1000),
+    "caption_max_tokens": (1, 10**5),
+    "caption_batch": (1, 10**4),
+    "caption_retries": (0, 100),
+    "caption_timeout_s": (0.1, 10**5),
     "dedup_similarity": (0.01, 1.0),
     "dedup_similarity_simulated": (0.01, 1.0),
     "dedup_clusters": (1, 10**6),

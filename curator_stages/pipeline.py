@@ -18,7 +18,7 @@ from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import EmptyTask
 
-from curator_stages.captioners import make_captioner
+from curator_stages.captioning.captioner import captioner_gpus, check_captioner
 from curator_stages.config import CurationConfig, load_config
 from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
 from curator_stages.sources import absolute
@@ -72,8 +72,12 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
     def _resources_of(self, stage: ProcessingStage, num_stages: int) -> Resources:
         """Lets all stages be resident at once on a small machine, where each would else wait for a whole core."""
         share = min(1.0, 0.7 * (os.cpu_count() or 1) / num_stages)
-        uses_gpu = self.config.device != "cpu" and isinstance(stage, EmbedStage | ShotSplitStage)
-        return Resources(cpus=round(share, 2), gpus=0.25 if uses_gpu else 0.0)
+        gpus = 0.0
+        if isinstance(stage, CaptionStage):
+            gpus = captioner_gpus(self.config)
+        elif isinstance(stage, EmbedStage | ShotSplitStage) and self.config.device != "cpu":
+            gpus = 0.25
+        return Resources(cpus=round(share, 2), gpus=gpus)
 
 
 def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> Pipeline:
@@ -111,7 +115,7 @@ def curate(
     """
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
-    make_captioner(config.captioner)
+    check_captioner(config)
     started = time.perf_counter()
     spans = plan_spans(input_dir, output_dir, config)
     if config.captioner == "simulator":
