@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from curator_stages.source_frames import MAX_PIXELS
+from curator_stages.video_types import VIDEO_TYPES
 from nemo_cosmos.errors import UserError, user_error
 
 ShotDetector = Literal["content", "transnetv2", "fixed_stride"]
@@ -98,6 +99,22 @@ class CurationConfig:
     rejected as shaken, None rejects none."""
     quality: bool = True
     """Measure sharpness, exposure, contrast and blockiness; this alone rejects nothing."""
+    min_sharpness: float | None = None
+    """Least variance of the Laplacian; clips below are rejected as blurred, None rejects none."""
+    max_clipped: float | None = None
+    """Largest share of black or white pixels; clips above are rejected as badly exposed, None rejects none."""
+    overlay_text_max_area: float | None = None
+    """Largest share of the picture that is text which stays; None looks for no text, 1 measures only."""
+    clip_model: str = "openai/clip-vit-large-patch14"
+    """CLIP of `aesthetic_min` and `video_types`: a folder, or a name on the Hugging Face hub."""
+    aesthetic_model: str = "ttj/sac-logos-ava1-l14-linearMSE"
+    """Aesthetic predictor on that CLIP: a folder, or a name on the Hugging Face hub."""
+    aesthetic_min: float | None = None
+    """Least aesthetic score, about 1 to 10 (3.5 in the technical report); None leaves the score out."""
+    video_types: bool = False
+    """Tell the type of each clip."""
+    video_types_rejected: tuple[str, ...] = ()
+    """Types of `video_types.VIDEO_TYPES` whose clips are rejected."""
     embed_frames: int = 4
     """Frames per clip that the embedding is the mean of."""
     dedup_similarity: float = 0.95
@@ -123,6 +140,8 @@ class CurationConfig:
             raise user_error("shot_detector", self.shot_detector, f"one of {SHOT_DETECTORS}", "Choose one of these.")
         if self.motion_method not in MOTION_METHODS:
             raise user_error("motion_method", self.motion_method, f"one of {MOTION_METHODS}", "Choose one of these.")
+        if unknown := sorted(set(self.video_types_rejected) - set(VIDEO_TYPES)):
+            raise user_error("video_types_rejected", unknown, f"some of {tuple(VIDEO_TYPES)}", "Correct the names.")
         for name in ("height", "width"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 16 or value % 2:
@@ -158,7 +177,8 @@ class CurationConfig:
     @property
     def wants_samples(self) -> bool:
         """Whether any stage looks at pictures of the source's own size."""
-        return self.quality
+        limits = (self.overlay_text_max_area, self.aesthetic_min)
+        return self.quality or self.video_types or any(limit is not None for limit in limits)
 
     def span_fingerprint(self) -> str:
         """Returns a hash of the settings that what is measured on one video depends on."""
@@ -188,6 +208,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "motion_min_global_mean": (0, 1),
     "motion_min_per_patch": (0, 1),
     "motion_max_jitter": (0, 1),
+    "min_sharpness": (0, 10**6),
+    "max_clipped": (0, 1),
+    "overlay_text_max_area": (0, 1),
+    "aesthetic_min": (-100, 100),
     "embed_frames": (1, 1000),
     "caption_window": (1, 10**6),
     "caption_frames": (1, 1000),

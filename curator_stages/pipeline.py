@@ -22,15 +22,19 @@ from curator_stages.captioning.captioner import captioner_gpus, check_captioner
 from curator_stages.config import CurationConfig, load_config
 from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
 from curator_stages.sources import absolute
+from curator_stages.stages.aesthetic import AestheticStage
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.motion import MotionFilterStage
+from curator_stages.stages.overlay_text import OverlayTextStage
+from curator_stages.stages.quality import QualityStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.save_span import SaveSpanStage
 from curator_stages.stages.semantic_dedup import SemanticDedupStage
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.transcode import TranscodeStage
+from curator_stages.stages.video_type import VideoTypeStage
 from curator_stages.stages.write import WriteStage
 from curator_stages.summary import CurationSummary
 from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan
@@ -63,6 +67,7 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             ShotSplitStage(config=self.config),
             TranscodeStage(config=self.config),
             MotionFilterStage(config=self.config),
+            *_looking_stages(self.config),
             CaptionStage(config=self.config),
             EmbedStage(config=self.config),
             SaveSpanStage(output_dir=self.output_dir),
@@ -75,9 +80,27 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
         gpus = 0.0
         if isinstance(stage, CaptionStage):
             gpus = captioner_gpus(self.config)
-        elif isinstance(stage, EmbedStage | ShotSplitStage) and self.config.device != "cpu":
+        elif isinstance(stage, _NETWORK_STAGES) and self.config.device != "cpu":
             gpus = 0.25
         return Resources(cpus=round(share, 2), gpus=gpus)
+
+
+_NETWORK_STAGES = (AestheticStage, EmbedStage, OverlayTextStage, ShotSplitStage, VideoTypeStage)
+"""Stages that run a network on `device`, of which a quarter of a GPU is enough for each."""
+
+
+def _looking_stages(config: CurationConfig) -> list[ProcessingStage]:
+    """Returns the stages that look at single pictures, as far as the config wants them, the cheap ones first."""
+    stages: list[ProcessingStage] = []
+    if config.quality:
+        stages.append(QualityStage(config=config))
+    if config.overlay_text_max_area is not None:
+        stages.append(OverlayTextStage(config=config))
+    if config.aesthetic_min is not None:
+        stages.append(AestheticStage(config=config))
+    if config.video_types:
+        stages.append(VideoTypeStage(config=config))
+    return stages
 
 
 def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> Pipeline:

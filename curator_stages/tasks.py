@@ -68,6 +68,17 @@ class Clip:
             raise RuntimeError(f"clip {self.record.clip_id}: its frames were dropped before a stage that needs them")
         return self.frames
 
+    def some_samples(self, most: int) -> list[np.ndarray]:
+        """Returns up to `most` of the samples, evenly spread.
+
+        Raises:
+            RuntimeError: None were taken, or they have been dropped.
+        """
+        if not self.samples:
+            raise RuntimeError(f"clip {self.record.clip_id}: has no samples for a stage that needs them")
+        places = np.linspace(0, len(self.samples) - 1, min(most, len(self.samples))).round().astype(int)
+        return [self.samples[place] for place in places]
+
     def reject(self, stage: str, reason: str) -> None:
         """Marks the clip as rejected; it still becomes a row of the manifest."""
         self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)

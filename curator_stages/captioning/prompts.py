@@ -28,8 +28,8 @@ PROMPTS = {
 """Prompts by the name of the variant."""
 
 _REFINE = (
-    "{question}\n\nA first description was:\n{caption}\n\nHold it against the frames: take out what cannot be seen, put "
-    "right what is wrong, and add what matters and is missing. Answer with the better description alone."
+    "{question}\n\nA first description was:\n{caption}\n\nHold it against the frames: take out what cannot be seen, "
+    "put right what is wrong, and add what matters and is missing. Answer with the better description alone."
 )
 
 

@@ -59,7 +59,8 @@ class TransformersCaptioner:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise user_error("device", config.device, "a device of this machine", "There is no CUDA device: use 'cpu'.")
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self._model = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype).to(device).eval()
+        network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+        self._model = network.to(device).eval()
         # The fast image processor needs torchvision; results differ by rounding only.
         self._images: Any = AutoImageProcessor.from_pretrained(model, use_fast=False)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")

@@ -10,7 +10,7 @@ from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
-from curator_stages.captioning.captioner import Answer, CaptionError, Captioner, CaptionRequest, make_captioner
+from curator_stages.captioning.captioner import Answer, Captioner, CaptionError, CaptionRequest, make_captioner
 from curator_stages.captioning.prompts import prompt_of, refining
 from curator_stages.conditions import slice_captions
 from curator_stages.config import CurationConfig

@@ -23,7 +23,9 @@ def serving(reply: Reply, *, model: str = "eye") -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": ""}]})
+            self._send(
+                200, {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": ""}]}
+            )
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

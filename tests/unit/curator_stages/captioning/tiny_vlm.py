@@ -24,17 +24,20 @@ TEMPLATE = (
 )
 
 
-def save(folder: Path, kind: str) -> Path:
-    """Writes model, tokenizer (a token per byte) and image processor, as a published model's folder has them."""
-    letters = {chr(i): i for i in range(256)}
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with a token per byte and Qwen's special ones."""
     alphabet = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    assert len(alphabet) == len(letters)
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL), chat_template=TEMPLATE,
     )  # fmt: skip
+
+
+def save(folder: Path, kind: str) -> Path:
+    """Writes model, tokenizer (a token per byte) and image processor, as a published model's folder has them."""
+    fast = byte_tokenizer()
     fast.save_pretrained(folder)
     Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56).save_pretrained(folder)
     ids = {name: fast.convert_tokens_to_ids(name) for name in SPECIAL}

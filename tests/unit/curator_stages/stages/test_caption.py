@@ -185,9 +185,7 @@ def test_windows_of_256_frames(num_frames: int, expected: list[tuple[int, int]])
     assert caption_windows(num_frames, CurationConfig(captioner="none")) == expected
 
 
-def test_without_a_back_end_the_run_fails_before_any_work(
-    videos: Path, tmp_path: Path, config: CurationConfig
-) -> None:
+def test_without_a_back_end_the_run_fails_before_any_work(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
     for captioner in ("vllm:Qwen/Qwen2.5-VL-7B-Instruct", "openai:eye", f"transformers:{tmp_path / 'none'}"):
         with pytest.raises(UserError, match="caption"):
             curate(videos, tmp_path / "out", replace(config, captioner=captioner), progress=False)

@@ -17,7 +17,7 @@ from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.reader import plan_spans
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.transcode import TranscodeStage, encode_h264
-from curator_stages.tasks import Clip, ClipsTask, SpanTask
+from curator_stages.tasks import ClipsTask, SpanTask
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import read_video, write_video
 from tests.unit.curator_stages.samples import SIZE, moving_texture, real_frames, simulated_video, write_simulated
