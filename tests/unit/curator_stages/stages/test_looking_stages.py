@@ -109,8 +109,9 @@ def test_only_text_that_stays_is_overlay() -> None:
 
 
 @needs_text_weights
-def test_overlay_text_is_found_and_rejected(config: CurationConfig, real: list[np.ndarray]) -> None:
-    pictures = [cv2.resize(real[0], (640, 360))]
+def test_overlay_text_is_found_and_rejected(config: CurationConfig) -> None:
+    ramp = np.linspace(40, 200, 640).astype(np.uint8)
+    pictures = [np.broadcast_to(ramp[None, :, None], (360, 640, 3)).copy()]
     subtitled = [titled(p, "Subscribe to our channel now", place=(40, 330)) for p in pictures]
     stage = OverlayTextStage(config=replace(config, overlay_text_max_area=0.01))
     stage.setup()
