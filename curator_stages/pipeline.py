@@ -18,18 +18,23 @@ from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import EmptyTask
 
-from curator_stages.captioners import make_captioner
+from curator_stages.captioning.captioner import captioner_gpus, check_captioner
 from curator_stages.config import CurationConfig, load_config
 from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
+from curator_stages.sources import absolute
+from curator_stages.stages.aesthetic import AestheticStage
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.motion import MotionFilterStage
+from curator_stages.stages.overlay_text import OverlayTextStage
+from curator_stages.stages.quality import QualityStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.save_span import SaveSpanStage
 from curator_stages.stages.semantic_dedup import SemanticDedupStage
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.transcode import TranscodeStage
+from curator_stages.stages.video_type import VideoTypeStage
 from curator_stages.stages.write import WriteStage
 from curator_stages.summary import CurationSummary
 from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan
@@ -62,6 +67,7 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             ShotSplitStage(config=self.config),
             TranscodeStage(config=self.config),
             MotionFilterStage(config=self.config),
+            *_looking_stages(self.config),
             CaptionStage(config=self.config),
             EmbedStage(config=self.config),
             SaveSpanStage(output_dir=self.output_dir),
@@ -71,8 +77,30 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
     def _resources_of(self, stage: ProcessingStage, num_stages: int) -> Resources:
         """Lets all stages be resident at once on a small machine, where each would else wait for a whole core."""
         share = min(1.0, 0.7 * (os.cpu_count() or 1) / num_stages)
-        uses_gpu = self.config.device != "cpu" and isinstance(stage, EmbedStage | ShotSplitStage)
-        return Resources(cpus=round(share, 2), gpus=0.25 if uses_gpu else 0.0)
+        gpus = 0.0
+        if isinstance(stage, CaptionStage):
+            gpus = captioner_gpus(self.config)
+        elif isinstance(stage, _NETWORK_STAGES) and self.config.device != "cpu":
+            gpus = 0.25
+        return Resources(cpus=round(share, 2), gpus=gpus)
+
+
+_NETWORK_STAGES = (AestheticStage, EmbedStage, OverlayTextStage, ShotSplitStage, VideoTypeStage)
+"""Stages that run a network on `device`, of which a quarter of a GPU is enough for each."""
+
+
+def _looking_stages(config: CurationConfig) -> list[ProcessingStage]:
+    """Returns the stages that look at single pictures, as far as the config wants them, the cheap ones first."""
+    stages: list[ProcessingStage] = []
+    if config.quality:
+        stages.append(QualityStage(config=config))
+    if config.overlay_text_max_area is not None:
+        stages.append(OverlayTextStage(config=config))
+    if config.aesthetic_min is not None:
+        stages.append(AestheticStage(config=config))
+    if config.video_types:
+        stages.append(VideoTypeStage(config=config))
+    return stages
 
 
 def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> Pipeline:
@@ -95,7 +123,8 @@ def curate(
     the same as without interruption. When nothing has changed, nothing is done.
 
     Args:
-        input_dir: Folder with videos, searched recursively; `<stem>.json` beside a video is its `RawVideo` sidecar.
+        input_dir: Folder with videos, searched recursively, or a glob, manifest or tars, as `sources.find_videos` takes
+            them; `<stem>.json` beside a video is its `RawVideo` sidecar.
         output_dir: Where the set goes; `.work` inside it holds what makes a run resumable.
         config: Settings.
         executor: `in_process`, `ray_data` or `xenna`.
@@ -109,7 +138,7 @@ def curate(
     """
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
-    make_captioner(config.captioner)
+    check_captioner(config)
     started = time.perf_counter()
     spans = plan_spans(input_dir, output_dir, config)
     if config.captioner == "simulator":
@@ -125,7 +154,7 @@ def curate(
         work.mark_unfinished()
         work.prune({span.key for span in spans})
         if not all(work.has(span.key) for span in spans):
-            _run_clips(str(Path(input_dir).resolve()), str(output), config, executor, progress)
+            _run_clips(absolute(input_dir), str(output), config, executor, progress)
             _check_done(spans, work)
         _run_set(spans, work, str(output), config, reading_s)
         work.mark_finished(run_key)

@@ -51,9 +51,10 @@ def curate_part(
     """
     from curator_stages.executor import make_executor
     from curator_stages.pipeline import clips_pipeline
+    from curator_stages.sources import absolute
 
     array_place()
-    pipeline = clips_pipeline(str(Path(input_dir).resolve()), str(Path(output_dir).resolve()), config)
+    pipeline = clips_pipeline(absolute(input_dir), str(Path(output_dir).resolve()), config)
     return len(pipeline.run(make_executor(executor, progress=True)) or ())
 
 

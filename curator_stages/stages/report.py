@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
 _MOST_PICTURES = 24
 _MOST_PAIRS = 12
-_REJECTING_STAGES = ("read", "shot_split", "motion_filter", "semantic_dedup")
+_REJECTING_STAGES = (
+    "read",
+    "shot_split",
+    "motion_filter",
+    "quality",
+    "overlay_text",
+    "aesthetic_filter",
+    "video_type",
+    "caption",
+    "semantic_dedup",
+)
 
 
 @dataclass

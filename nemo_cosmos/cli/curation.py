@@ -48,7 +48,9 @@ def collect(
 
 
 def curate(
-    videos: Annotated[Path, typer.Argument(help="Folder of raw videos.")],
+    videos: Annotated[
+        str, typer.Argument(help="Folder, glob, manifest (.parquet, .csv, .jsonl) or tars of raw videos; s3://... too.")
+    ],
     output: Annotated[Path, typer.Argument(help="Folder to write shards, manifest and report to.")],
     config: Annotated[Path | None, typer.Option(help="YAML like conf/curation.yaml, which is the default.")] = None,
     executor: Annotated[str, typer.Option(help="in_process, ray_data or xenna.")] = "in_process",
