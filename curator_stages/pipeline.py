@@ -23,7 +23,9 @@ from curator_stages.config import CurationConfig, load_config
 from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.embed import EmbedStage
+from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.motion import MotionFilterStage
+from curator_stages.stages.perceptual_dedup import PerceptualDedupStage, PerceptualHashStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.save_span import SaveSpanStage
@@ -63,6 +65,7 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             TranscodeStage(config=self.config),
             MotionFilterStage(config=self.config),
             CaptionStage(config=self.config),
+            PerceptualHashStage(),
             EmbedStage(config=self.config),
             SaveSpanStage(output_dir=self.output_dir),
         ]
@@ -164,6 +167,8 @@ def _run_set(
         clips += stored
         seconds.update(taken)
     stages = [
+        ExactDedupStage(),
+        PerceptualDedupStage(config=config),
         SemanticDedupStage(config=config),
         WriteStage(output_dir=output_dir, config=config),
         ReportStage(output_dir=output_dir, seconds=dict(seconds)),

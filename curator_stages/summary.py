@@ -14,7 +14,10 @@ STAGE_ORDER = (
     "transcode",
     "motion_filter",
     "caption",
+    "perceptual_hash",
     "embed",
+    "exact_dedup",
+    "perceptual_dedup",
     "semantic_dedup",
     "write",
 )

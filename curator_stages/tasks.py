@@ -45,6 +45,8 @@ class Clip:
     mp4: bytes | None = None
     thumbnail: bytes | None = None
     """JPEG of the middle frame."""
+    perceptual_hash: np.ndarray | None = None
+    """uint8 [32], as of `dedup.perceptual`."""
     embedding: np.ndarray | None = None
     """float32 [D], L2 norm 1."""
 
@@ -76,7 +78,7 @@ class StoredClip:
 
     record: ClipRecord
     folder: str
-    """Holds `<clip_id>.mp4` (kept clips), `<clip_id>.jpg` and `<clip_id>.npy` (the embedding)."""
+    """Holds `<clip_id>.mp4` (kept clips), `<clip_id>.jpg`, `<clip_id>.npy` (the embedding) and `<clip_id>.hash.npy`."""
 
     def file(self, suffix: str) -> Path:
         """Returns the path of the clip's file with this suffix, e.g. `.mp4`."""

@@ -12,7 +12,7 @@ import numpy as np
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
-from curator_stages.stages.semantic_dedup import DUPLICATE_TAG
+from curator_stages.dedup.clips import DUPLICATE_TAG
 from curator_stages.summary import CurationSummary, summarise
 from curator_stages.tasks import ClipSetTask, StoredClip
 from nemo_cosmos.files import write_json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_PICTURES = 24
 _MOST_PAIRS = 12
-_REJECTING_STAGES = ("read", "shot_split", "motion_filter", "semantic_dedup")
+_REJECTING_STAGES = ("read", "shot_split", "motion_filter", "exact_dedup", "perceptual_dedup", "semantic_dedup")
 
 
 @dataclass
