@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,11 +17,11 @@ from pathlib import Path
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
-from nemo_curator.tasks import EmptyTask
+from nemo_curator.tasks import EmptyTask, Task
 
 from curator_stages.captioners import make_captioner
 from curator_stages.config import CurationConfig, load_config
-from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
+from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor, ray_over_allocation
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.exact_dedup import ExactDedupStage
@@ -34,7 +35,7 @@ from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.transcode import TranscodeStage
 from curator_stages.stages.write import WriteStage
 from curator_stages.summary import CurationSummary
-from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan
+from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan, empty_clip
 from curator_stages.work import WorkFolder
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
@@ -121,7 +122,7 @@ def curate(
     output = Path(output_dir).resolve()
     work = WorkFolder(output / ".work")
     run_key = _run_key(spans, config)
-    with work.locked(), _quiet_curator():
+    with ray_over_allocation(executor), work.locked(), _quiet_curator():
         if work.is_finished(run_key) and (previous := _standing_result(output)):
             _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
             return replace(previous, unchanged=True)
@@ -139,12 +140,19 @@ def curate(
 
 def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor: str, progress: bool) -> None:
     try:
-        clips_pipeline(input_dir, output_dir, config).run(make_executor(executor, progress=progress))
+        engine = make_executor(executor, progress=progress, on_lost=functools.partial(_record_lost, output_dir))
+        clips_pipeline(input_dir, output_dir, config).run(engine)
     except Exception as error:
         # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
         if (cause := _user_error_in(error)) is not None and cause is not error:
             raise cause from error
         raise
+
+
+def _record_lost(output_dir: str, task: Task, why: str) -> None:
+    """Makes the span that killed its worker twice a rejected row, so that the rest goes on without it."""
+    assert isinstance(task, SpanTask)
+    WorkFolder(Path(output_dir) / ".work").write(task.data.key, [empty_clip(task.data, "executor", why)], {})
 
 
 def _check_done(spans: list[VideoSpan], work: WorkFolder) -> None:

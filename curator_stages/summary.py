@@ -10,6 +10,7 @@ from nemo_cosmos.contracts import ClipRecord, Record
 
 STAGE_ORDER = (
     "read",
+    "executor",
     "shot_split",
     "transcode",
     "motion_filter",

@@ -67,9 +67,9 @@ class Clip:
         return self.frames
 
     def reject(self, stage: str, reason: str) -> None:
-        """Marks the clip as rejected; it still becomes a row of the manifest."""
+        """Marks the clip as rejected; it still becomes a row of the manifest, and what is encoded is seen in the report."""
         self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)
-        self.frames = self.mp4 = self.embedding = None
+        self.frames = self.embedding = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class StoredClip:
 
     record: ClipRecord
     folder: str
-    """Holds `<clip_id>.mp4` (kept clips), `<clip_id>.jpg`, `<clip_id>.npy` (the embedding) and `<clip_id>.hash.npy`."""
+    """Holds `<clip_id>.mp4` (encoded clips), `<clip_id>.jpg`, `<clip_id>.npy` (the embedding) and `<clip_id>.hash.npy`."""
 
     def file(self, suffix: str) -> Path:
         """Returns the path of the clip's file with this suffix, e.g. `.mp4`."""

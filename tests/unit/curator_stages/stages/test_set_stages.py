@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -116,8 +120,6 @@ def test_a_chain_of_duplicates_names_the_kept_one(clips: list[StoredClip]) -> No
 @pytest.fixture
 def clips(tmp_path: Path) -> list[StoredClip]:
     """Four clips with files, one of them a duplicate, and one rejected without files."""
-    import cv2
-
     records = [record("a"), record("b", frames=12, pixels=200), record("c", frames=20), record("d")]
     stored = []
     for number, (item, vector) in enumerate(zip(records, near([0.99, 0.2, 0.1]), strict=True)):
@@ -186,10 +188,30 @@ def test_manifest_has_a_row_for_every_clip(clips: list[StoredClip], tmp_path: Pa
 def test_report_tells_everything(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
     run_set(clips, tmp_path / "out", config)
     page = (tmp_path / "out" / "report.html").read_text()
-    for part in ("Funnel", "Near-duplicates", "a.mp4 and b.mp4", "the file is empty", "data:image/jpeg"):
+    for part in ("Funnel", "Near-duplicates", "similarity 0.990", "the file is empty", "data:image/jpeg", "data:video/mp4"):
         assert part in page
+    assert page.index("kept · b.mp4") < page.index("semantic_dedup · a.mp4")
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page), "fetches something from outside"
     summary = json.loads((tmp_path / "out" / "report.json").read_text())
     assert summary["num_kept"] == 3 and summary["rejected"] == {"read": 1, "semantic_dedup": 1}
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_report_is_drawn_by_a_browser(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
+    run_set(clips, tmp_path / "out", config)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,4000"]
+    picture = tmp_path / "page.png"
+    page = f"file://{tmp_path / 'out' / 'report.html'}"
+    subprocess.run([*command, f"--screenshot={picture}", page], check=True, capture_output=True, timeout=60)
+    seen = cv2.imread(str(picture))
+    assert seen.shape[1] == 1000
+    inked = (np.abs(seen.astype(int) - seen[0, 0]).max(-1) > 30).any(1)
+    assert inked[:2500].mean() > 0.4, "most of the page is blank"
+    drawn = subprocess.run([*command, "--dump-dom", page], check=True, capture_output=True, text=True, timeout=60)
+    assert drawn.stdout.count("<figure>") == (tmp_path / "out" / "report.html").read_text().count("<figure>")
 
 
 def test_a_set_with_nothing_kept_is_still_reported(
