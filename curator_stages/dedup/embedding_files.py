@@ -67,7 +67,9 @@ class EmbeddingFiles:
             column = batch.column("embedding")
             values = column.flatten().to_numpy(zero_copy_only=False)
             if len(values) != len(batch) * self.dim:
-                raise user_error("embedding", "lists of several lengths", f"{self.dim} numbers each", "Write them anew.")
+                raise user_error(
+                    "embedding", "lists of several lengths", f"{self.dim} numbers each", "Write them anew."
+                )
             yield values.reshape(-1, self.dim)
 
 

@@ -93,7 +93,9 @@ def find_look_alikes(records: list[ClipRecord], hashes: np.ndarray, most_apart: 
                 nearest.get(worse, (distance, better)), (distance, better), key=lambda n: (n[0], ranks[n[1]])
             )
     return {
-        worse: Duplicate(better, f"looks like {{}} ({distance} of {BITS} bits differ)", {"dedup_hash_distance": distance})
+        worse: Duplicate(
+            better, f"looks like {{}} ({distance} of {BITS} bits differ)", {"dedup_hash_distance": distance}
+        )
         for worse, (distance, better) in nearest.items()
     }
 

@@ -21,6 +21,7 @@ _FILES_AT_ONCE = 1024
 _ROUNDING = 1e-7
 """Of a cosine in single precision: a clip at similarity 1 is a duplicate also where only 1 counts."""
 
+
 @dataclass
 class SemanticDedupStage(ProcessingStage[ClipSetTask, ClipSetTask]):
     """Clusters embeddings by k-means and rejects near-duplicates inside a cluster.

@@ -72,7 +72,9 @@ def dedup(
     eps_to_extract: Annotated[float, typer.Option(help="Distance up to which two are duplicates.")] = 0.01,
     sim_metric: Annotated[str, typer.Option(help="cosine or l2.")] = "cosine",
     max_iter: Annotated[int, typer.Option(help="Most k-means iterations.")] = 100,
-    n_clusters: Annotated[int | None, typer.Option(help="k-means clusters; by default the number's square root.")] = None,
+    n_clusters: Annotated[
+        int | None, typer.Option(help="k-means clusters; by default the number's square root.")
+    ] = None,
     memory_gb: Annotated[float, typer.Option(help="Most memory for embeddings on a CPU.")] = 1.5,
     backend: Annotated[str, typer.Option(help="cpu, or gpu for NeMo-Curator's workflow on cuML.")] = "cpu",
     dataframes: Annotated[str, typer.Option(help="Library of the tables of results: pandas or cudf.")] = "pandas",

@@ -1,6 +1,6 @@
 """Kills curation runs at random moments, lets them go on, and compares the result with that of a run left alone.
 
-    python -m tests.unit.curator_stages.kill_many_times FOLDER --kills 20 --workers 2
+python -m tests.unit.curator_stages.kill_many_times FOLDER --kills 20 --workers 2
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _alive(process: int) -> bool:
 
 
 def _wait_until(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not ready():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -167,7 +167,9 @@ def test_a_span_that_kills_its_worker_is_a_row_and_the_rest_goes_on(
 
     whole = InProcessExecutor.execute
     monkeypatch.setattr(
-        InProcessExecutor, "execute", lambda self, stages, tasks=None: (whole if tasks else execute)(self, stages, tasks)
+        InProcessExecutor,
+        "execute",
+        lambda self, stages, tasks=None: (whole if tasks else execute)(self, stages, tasks),
     )
     summary = curate(videos, tmp_path / "out", config, progress=False)
     assert summary.rejected == {"executor": 4} and summary.num_videos == 4
@@ -210,9 +212,7 @@ def test_import_brings_no_torch_and_no_megatron() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["ray_data", "xenna"])
-def test_ray_gives_what_this_process_gives(
-    videos: Path, tmp_path: Path, config: CurationConfig, executor: str
-) -> None:
+def test_ray_gives_what_this_process_gives(videos: Path, tmp_path: Path, config: CurationConfig, executor: str) -> None:
     curate(videos, tmp_path / "ray", config, executor, progress=False)
     curate(videos, tmp_path / "here", config, progress=False)
     assert outputs(tmp_path / "ray") == outputs(tmp_path / "here")

@@ -42,7 +42,9 @@ def test_a_changed_copy_looks_the_same(bikes: np.ndarray, change: str) -> None:
         "encoded": lambda: read_video(encode_h264(bikes, fps=25, crf=38, gop=25))[0],
         "smaller": lambda: np.stack([cv2.resize(f, (72, 72), interpolation=cv2.INTER_AREA) for f in bikes]),
         "brighter": lambda: np.clip(bikes * 0.8 + 40, 0, 255).astype(np.uint8),
-        "grey": lambda: np.stack([cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for f in bikes]),
+        "grey": lambda: np.stack(
+            [cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for f in bikes]
+        ),
     }[change]()
     assert distance(bikes, changed) <= 20
 

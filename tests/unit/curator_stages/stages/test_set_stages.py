@@ -188,7 +188,14 @@ def test_manifest_has_a_row_for_every_clip(clips: list[StoredClip], tmp_path: Pa
 def test_report_tells_everything(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
     run_set(clips, tmp_path / "out", config)
     page = (tmp_path / "out" / "report.html").read_text()
-    for part in ("Funnel", "Near-duplicates", "similarity 0.990", "the file is empty", "data:image/jpeg", "data:video/mp4"):
+    for part in (
+        "Funnel",
+        "Near-duplicates",
+        "similarity 0.990",
+        "the file is empty",
+        "data:image/jpeg",
+        "data:video/mp4",
+    ):
         assert part in page
     assert page.index("kept · b.mp4") < page.index("semantic_dedup · a.mp4")
     assert not re.search(r"(src|href)=[\"'](?!data:)", page), "fetches something from outside"
