@@ -5,7 +5,8 @@
 
 The embeddings (`hard_embeddings`) stand in parquet files and run in a process of its own, whose peak memory is
 measured, imports included. Brute force holds `--queries` of them, drawn at random, against all others. Recall is the
-share of its duplicates that are found at the same threshold, by distance; `clusters only` leaves out the comparison across near borders.
+share of its duplicates that are found at the same threshold, by distance; `clusters only` leaves out the comparison
+across near borders.
 """
 
 from __future__ import annotations
