@@ -239,15 +239,21 @@ def duration_of(path: Path) -> float:
 
 def print_table(results: dict[str, list[dict[str, Any]]], size_mb: float) -> None:
     """Prints medians of all rounds, and the seconds of work by stage."""
-    print(
-        f"{'engine':10}{'work s':>8}{'total s':>9}{'clips':>7}{'clips/s':>9}{'MB/s':>7}{'CPU':>6}{'PSNR':>7}{'kbit/s':>8}"
-    )
+    titles = ("work s", "total s", "clips", "clips/s", "MB/s", "CPU", "PSNR", "kbit/s")
+    print(f"{'engine':10}" + "".join(f"{title:>9}" for title in titles))
     for name, runs in results.items():
         one = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "stages"}
-        print(
-            f"{name:10}{one['work_s']:8.1f}{one['total_s']:9.1f}{one['clips']:7.0f}{one['clips'] / one['work_s']:9.2f}"
-            f"{size_mb / one['work_s']:7.2f}{one['cpu']:6.0%}{one['psnr']:7.1f}{one['kbits']:8.0f}"
+        cells = (
+            f"{one['work_s']:.1f}",
+            f"{one['total_s']:.1f}",
+            f"{one['clips']:.0f}",
+            f"{one['clips'] / one['work_s']:.2f}",
+            f"{size_mb / one['work_s']:.2f}",
+            f"{one['cpu']:.0%}",
+            f"{one['psnr']:.1f}",
+            f"{one['kbits']:.0f}",
         )
+        print(f"{name:10}" + "".join(f"{cell:>9}" for cell in cells))
     for name, runs in results.items():
         print(f"\n{name}: seconds of work by stage, clips/s and source MB/s")
         for stage in runs[0]["stages"]:

@@ -67,7 +67,7 @@ class Clip:
         return self.frames
 
     def reject(self, stage: str, reason: str) -> None:
-        """Marks the clip as rejected; it still becomes a row of the manifest, and what is encoded is seen in the report."""
+        """Marks the clip as rejected; it still becomes a row of the manifest, and its mp4 is seen in the report."""
         self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)
         self.frames = self.embedding = None
 
@@ -78,7 +78,7 @@ class StoredClip:
 
     record: ClipRecord
     folder: str
-    """Holds `<clip_id>.mp4` (encoded clips), `<clip_id>.jpg`, `<clip_id>.npy` (the embedding) and `<clip_id>.hash.npy`."""
+    """Holds the clip's `.mp4` (encoded clips), `.jpg`, `.npy` (the embedding) and `.hash.npy`, by its id."""
 
     def file(self, suffix: str) -> Path:
         """Returns the path of the clip's file with this suffix, e.g. `.mp4`."""

@@ -80,7 +80,7 @@ def dedup(
     dataframes: Annotated[str, typer.Option(help="Library of the tables of results: pandas or cudf.")] = "pandas",
     as_json: Json = False,
 ) -> None:
-    """Deduplicate embeddings of any number: near-duplicates, and a summary by distance; the highest resolution stays."""
+    """Deduplicate embeddings of any number: near-duplicates and a summary by distance; the best resolution stays."""
     from curator_stages.dedup.config import SemanticDedupConfig
     from curator_stages.dedup.semantic import semantic_dedup
 

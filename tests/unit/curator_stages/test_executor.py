@@ -138,11 +138,14 @@ def test_what_a_stage_raises_in_a_worker_ends_the_run(stage: Tell) -> None:
 
 
 def test_workers_go_with_a_killed_parent(tmp_path: Path) -> None:
-    code = (
-        "import sys; from nemo_curator.pipeline import Pipeline; from curator_stages.executor import InProcessExecutor\n"
-        "from tests.unit.curator_stages.worker_stages import Numbers, Tell\n"
-        "Pipeline(name='p', stages=[Numbers(2), Tell(folder=sys.argv[1], sleep_s=60)]).run(InProcessExecutor(workers=2))"
-    )
+    code = """
+import sys
+from nemo_curator.pipeline import Pipeline
+from curator_stages.executor import InProcessExecutor
+from tests.unit.curator_stages.worker_stages import Numbers, Tell
+stages = [Numbers(2), Tell(folder=sys.argv[1], sleep_s=60)]
+Pipeline(name="p", stages=stages).run(InProcessExecutor(workers=2))
+"""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
     _wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
