@@ -7,7 +7,8 @@ Steps: read, a window every so many seconds, H.264 at the source's size, motion 
 stock stages are `VideoReader`, `FixedStrideExtractorStage`, `ClipTranscodingStage` (libopenh264 of imageio-ffmpeg),
 `MotionVectorDecodeStage`, `MotionFilterStage` and `ClipWriterStage`; `stock` runs them one after the other in one
 process, without Ray. Engines run in turn, each in a process of its own, and are timed from their first task on
-(`work s`) and with all that starting takes (`total s`). `CPU` is the share of all cores that was busy meanwhile, so
+(`work s`; `CPU s` is that of the process and its children, which Ray's are not) and with all that starting takes
+(`total s`). `CPU` is the share of all cores that was busy meanwhile, so
 nothing else should run. `PSNR` compares stored clips with the source's frames, and `kbit/s` is what they take.
 Where there is no ffprobe, one stands in that prints what is known of the videos, at once.
 """
@@ -87,15 +88,17 @@ def run_one(args: argparse.Namespace, name: str, output: str) -> None:
         "ours": lambda: InProcessExecutor(workers=args.workers),
         "stock": lambda: InProcessExecutor(workers=1),
     }.get(name, lambda: make_executor(name))()
-    start = time.perf_counter()
+    before, start = os.times(), time.perf_counter()
     tasks = Pipeline(name=name, stages=stages).run(engine)
-    work_s = time.perf_counter() - start
+    work_s, after = time.perf_counter() - start, os.times()
     # A stage that makes several tasks of one notes its whole time on each.
     perfs = {(p.stage_name, p.process_time): p for task in tasks for p in task._stage_perf}
     seconds: Counter[str] = Counter()
     for perf in perfs.values():
         seconds[perf.stage_name] += perf.process_time
-    Path(output, "told.json").write_text(json.dumps({"work_s": work_s, "stages": seconds}))
+    Path(output, "told.json").write_text(
+        json.dumps({"work_s": work_s, "cpu_s": sum(after[:4]) - sum(before[:4]), "stages": seconds})
+    )
 
 
 def our_stages(args: argparse.Namespace, output: str) -> list:
@@ -239,12 +242,13 @@ def duration_of(path: Path) -> float:
 
 def print_table(results: dict[str, list[dict[str, Any]]], size_mb: float) -> None:
     """Prints medians of all rounds, and the seconds of work by stage."""
-    titles = ("work s", "total s", "clips", "clips/s", "MB/s", "CPU", "PSNR", "kbit/s")
+    titles = ("work s", "CPU s", "total s", "clips", "clips/s", "MB/s", "CPU", "PSNR", "kbit/s")
     print(f"{'engine':10}" + "".join(f"{title:>9}" for title in titles))
     for name, runs in results.items():
         one = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "stages"}
         cells = (
             f"{one['work_s']:.1f}",
+            f"{one['cpu_s']:.1f}",
             f"{one['total_s']:.1f}",
             f"{one['clips']:.0f}",
             f"{one['clips'] / one['work_s']:.2f}",
