@@ -21,7 +21,13 @@ MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
 STAGES_VERSION = 2
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
-_SET_FIELDS = ("dedup_similarity", "dedup_similarity_simulated", "dedup_clusters", "clips_per_shard")
+_SET_FIELDS = (
+    "dedup_hash_distance",
+    "dedup_similarity",
+    "dedup_similarity_simulated",
+    "dedup_clusters",
+    "clips_per_shard",
+)
 _NEUTRAL_FIELDS = ("device", "caption_endpoint", "caption_batch", "caption_retries", "caption_timeout_s")
 
 
@@ -117,12 +123,14 @@ class CurationConfig:
     """Types of `video_types.VIDEO_TYPES` whose clips are rejected."""
     embed_frames: int = 4
     """Frames per clip that the embedding is the mean of."""
+    dedup_hash_distance: int = 20
+    """Bits of 256 of the perceptual hash up to which two clips look the same."""
     dedup_similarity: float = 0.95
     """Cosine similarity in (0, 1] from which on two clips are near-duplicates."""
     dedup_similarity_simulated: float = 0.99
     """The same between two simulated clips, whose scenes look alike while their motion differs."""
     dedup_clusters: int | None = None
-    """Number of k-means clusters inside which clips are compared; None means one per 1,000 clips."""
+    """Number of k-means clusters inside which clips are compared; None is the square root of the number of clips."""
     clips_per_shard: int = 256
     """Most clips in one tar."""
     device: str = "cpu"
@@ -219,6 +227,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "caption_batch": (1, 10**4),
     "caption_retries": (0, 100),
     "caption_timeout_s": (0.1, 10**5),
+    "dedup_hash_distance": (0, 31),
     "dedup_similarity": (0.01, 1.0),
     "dedup_similarity_simulated": (0.01, 1.0),
     "dedup_clusters": (1, 10**6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,17 +17,19 @@ from pathlib import Path
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
-from nemo_curator.tasks import EmptyTask
+from nemo_curator.tasks import EmptyTask, Task
 
-from curator_stages.captioning.captioner import captioner_gpus, check_captioner
+from curator_stages.captioning.captioner import captioner_gpus, check_captioner, loads_model
 from curator_stages.config import CurationConfig, load_config
-from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
+from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor, ray_over_allocation
 from curator_stages.sources import absolute
 from curator_stages.stages.aesthetic import AestheticStage
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.embed import EmbedStage
+from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.overlay_text import OverlayTextStage
+from curator_stages.stages.perceptual_dedup import PerceptualDedupStage, PerceptualHashStage
 from curator_stages.stages.quality import QualityStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
@@ -37,7 +40,7 @@ from curator_stages.stages.transcode import TranscodeStage
 from curator_stages.stages.video_type import VideoTypeStage
 from curator_stages.stages.write import WriteStage
 from curator_stages.summary import CurationSummary
-from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan
+from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan, empty_clip
 from curator_stages.work import WorkFolder
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
@@ -69,6 +72,7 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             MotionFilterStage(config=self.config),
             *_looking_stages(self.config),
             CaptionStage(config=self.config),
+            PerceptualHashStage(),
             EmbedStage(config=self.config),
             SaveSpanStage(output_dir=self.output_dir),
         ]
@@ -109,6 +113,11 @@ def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> P
     return Pipeline(name="clips", description="From videos to embedded clips", stages=[stage])
 
 
+def in_process_workers(config: CurationConfig) -> int | None:
+    """Processes for `make_executor`: one where each would hold a captioner's model or part of a GPU, else many."""
+    return 1 if loads_model(config) or config.device != "cpu" else None
+
+
 def curate(
     input_dir: str | Path,
     output_dir: str | Path,
@@ -147,7 +156,7 @@ def curate(
     output = Path(output_dir).resolve()
     work = WorkFolder(output / ".work")
     run_key = _run_key(spans, config)
-    with work.locked(), _quiet_curator():
+    with ray_over_allocation(executor), work.locked(), _quiet_curator():
         if work.is_finished(run_key) and (previous := _standing_result(output)):
             _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
             return replace(previous, unchanged=True)
@@ -165,12 +174,24 @@ def curate(
 
 def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor: str, progress: bool) -> None:
     try:
-        clips_pipeline(input_dir, output_dir, config).run(make_executor(executor, progress=progress))
+        engine = make_executor(
+            executor,
+            progress=progress,
+            workers=in_process_workers(config),
+            on_lost=functools.partial(_record_lost, output_dir),
+        )
+        clips_pipeline(input_dir, output_dir, config).run(engine)
     except Exception as error:
         # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
         if (cause := _user_error_in(error)) is not None and cause is not error:
             raise cause from error
         raise
+
+
+def _record_lost(output_dir: str, task: Task, why: str) -> None:
+    """Makes the span that killed its worker twice a rejected row, so that the rest goes on without it."""
+    assert isinstance(task, SpanTask)
+    WorkFolder(Path(output_dir) / ".work").write(task.data.key, [empty_clip(task.data, "executor", why)], {})
 
 
 def _check_done(spans: list[VideoSpan], work: WorkFolder) -> None:
@@ -193,6 +214,8 @@ def _run_set(
         clips += stored
         seconds.update(taken)
     stages = [
+        ExactDedupStage(),
+        PerceptualDedupStage(config=config),
         SemanticDedupStage(config=config),
         WriteStage(output_dir=output_dir, config=config),
         ReportStage(output_dir=output_dir, seconds=dict(seconds)),

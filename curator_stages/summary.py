@@ -10,6 +10,7 @@ from nemo_cosmos.contracts import ClipRecord, Record
 
 STAGE_ORDER = (
     "read",
+    "executor",
     "shot_split",
     "transcode",
     "motion_filter",
@@ -18,7 +19,10 @@ STAGE_ORDER = (
     "aesthetic_filter",
     "video_type",
     "caption",
+    "perceptual_hash",
     "embed",
+    "exact_dedup",
+    "perceptual_dedup",
     "semantic_dedup",
     "write",
 )

@@ -49,6 +49,8 @@ class Clip:
     mp4: bytes | None = None
     thumbnail: bytes | None = None
     """JPEG of the middle frame."""
+    perceptual_hash: np.ndarray | None = None
+    """uint8 [32], as of `dedup.perceptual`."""
     embedding: np.ndarray | None = None
     """float32 [D], L2 norm 1."""
 
@@ -80,9 +82,9 @@ class Clip:
         return [self.samples[place] for place in places]
 
     def reject(self, stage: str, reason: str) -> None:
-        """Marks the clip as rejected; it still becomes a row of the manifest."""
+        """Marks the clip as rejected; it still becomes a row of the manifest, and its mp4 is seen in the report."""
         self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)
-        self.mp4 = self.embedding = None
+        self.embedding = None
         self.drop_pictures()
 
     def drop_pictures(self) -> None:
@@ -96,7 +98,7 @@ class StoredClip:
 
     record: ClipRecord
     folder: str
-    """Holds `<clip_id>.mp4` (kept clips), `<clip_id>.jpg` and `<clip_id>.npy` (the embedding)."""
+    """Holds the clip's `.mp4` (encoded clips), `.jpg`, `.npy` (the embedding) and `.hash.npy`, by its id."""
 
     def file(self, suffix: str) -> Path:
         """Returns the path of the clip's file with this suffix, e.g. `.mp4`."""

@@ -112,6 +112,11 @@ def captioner_gpus(config: CurationConfig) -> float:
     return float(kind == "vllm" or (kind == "transformers" and config.device != "cpu"))
 
 
+def loads_model(config: CurationConfig) -> bool:
+    """Whether the captioner has, or may have, a model in the memory of the process."""
+    return _named(config)[0] not in (*SILENT, "openai")
+
+
 def _named(config: CurationConfig) -> tuple[str, str]:
     """Splits `transformers:Qwen/Qwen2.5-VL-7B-Instruct` into back-end and model."""
     kind, colon, model = config.captioner.partition(":")
