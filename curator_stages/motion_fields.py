@@ -38,8 +38,9 @@ def texture(frame: np.ndarray) -> np.ndarray:
     import cv2
 
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    gradient = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-    return cv2.blur(gradient, (8, 8))
+    across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
+    # Not by cv2.magnitude, whose last bits depend on where in memory the arrays lie.
+    return cv2.blur(np.sqrt(across * across + down * down), (8, 8))
 
 
 def codec_field(frame: av.VideoFrame, distance: int) -> np.ndarray | None:
