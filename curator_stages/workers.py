@@ -159,15 +159,17 @@ def _serve(connection: Connection, parent: int) -> None:
         except Exception as error:  # noqa: BLE001 - the parent raises it
             failure = error
         while True:
-            tasks: list[Task] | Exception = [connection.recv()]
+            tasks = [connection.recv()]
+            answer: list[Task] | Exception
             try:
                 if failure is not None:
                     raise failure
                 for adapter in adapters:
                     tasks = [result for task in tasks for result in adapter.process_batch([task])]
+                answer = tasks
             except Exception as error:  # noqa: BLE001 - the parent raises it
-                tasks = error
-            connection.send(tasks)
+                answer = error
+            connection.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         for adapter in adapters:
             adapter.teardown()

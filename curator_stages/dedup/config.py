@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from nemo_cosmos.errors import user_error
 
@@ -54,8 +54,8 @@ class SemanticDedupConfig:
             if not values or not all(0 <= value <= largest for value in values):
                 raise user_error(name, getattr(self, name), f"distances in [0, {largest:g}]", "Give one or more.")
         for name, known in (("sim_metric", SimMetric), ("backend", Backend), ("dataframes", DataFrames)):
-            if getattr(self, name) not in known.__args__:
-                raise user_error(name, getattr(self, name), f"one of {known.__args__}", "Choose one of these.")
+            if getattr(self, name) not in get_args(known):
+                raise user_error(name, getattr(self, name), f"one of {get_args(known)}", "Choose one of these.")
         for name in ("n_clusters", "max_iter", "max_visits"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -25,7 +25,8 @@ def train_centroids(sample: np.ndarray, count: int, *, max_iter: int, spherical:
     """
     import faiss
 
-    centroids, best = np.ascontiguousarray(sample[:count]), None
+    centroids: np.ndarray = np.ascontiguousarray(sample[:count])
+    best: float | None = None
     for done in range(0, max_iter, _ITERATIONS_AT_ONCE):
         kmeans = faiss.Kmeans(
             sample.shape[1],
@@ -37,6 +38,7 @@ def train_centroids(sample: np.ndarray, count: int, *, max_iter: int, spherical:
             max_points_per_centroid=len(sample),
         )
         kmeans.train(sample, init_centroids=centroids)
+        assert kmeans.centroids is not None and kmeans.obj is not None
         centroids, objective = kmeans.centroids, float(kmeans.obj[-1])
         if best is not None and abs(objective - best) <= _LEAST_GAIN * _ITERATIONS_AT_ONCE * abs(objective):
             break

@@ -119,7 +119,8 @@ def _runs(batches: Batches, most: int, unit: bool) -> Callable[[], Iterable[tupl
     """Gives embeddings in runs of `most`, checked and ready to compare, each with its first one's number."""
 
     def give() -> Iterable[tuple[int, np.ndarray]]:
-        done, held, count = 0, [], 0
+        held: list[np.ndarray] = []
+        done, count = 0, 0
         for batch in batches():
             for start in range(0, len(batch), most):
                 part = _checked(batch[start : start + most], done + count, unit)
