@@ -13,7 +13,7 @@ import pytest
 from curator_stages.camera_motion import fit_camera
 from curator_stages.config import CurationConfig
 from curator_stages.decode import decode_span
-from curator_stages.motion_fields import flow_fields, turned
+from curator_stages.motion_fields import flow_fields, texture, turned
 from curator_stages.stages.motion import MotionFilterStage, motion_scores
 from curator_stages.tasks import Clip, ClipsTask, VideoSpan
 from nemo_cosmos.contracts import ClipRecord, RawVideo
@@ -154,3 +154,11 @@ def test_stillest_patch_is_seen() -> None:
     mean, least = motion_scores(list(flow_fields(frames, np.arange(0, 8, 2)).values()), rows=2, columns=2)
     # Flow is smeared across the border of the still corner: its middle measures 0.01 of the moving part.
     assert least < 0.2 * mean
+
+
+def test_texture_does_not_depend_on_where_arrays_lie() -> None:
+    frame, between, seen = moving_texture(2, seed=21, height=96, width=96)[0], [], set()
+    for size in np.random.default_rng(0).integers(1, 200_000, 60):
+        between.append(np.empty(size, np.uint8))
+        seen.add(texture(frame.copy()).tobytes())
+    assert len(seen) == 1
