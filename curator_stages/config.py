@@ -9,16 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from curator_stages.source_frames import MAX_PIXELS
+from curator_stages.video_types import VIDEO_TYPES
 from nemo_cosmos.errors import UserError, user_error
 
-ShotDetector = Literal["content", "transnetv2", "none"]
+ShotDetector = Literal["content", "transnetv2", "fixed_stride"]
+MotionMethod = Literal["optical_flow", "motion_vectors"]
 
-SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "none")
-STAGES_VERSION = 1
+SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "fixed_stride")
+MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
+STAGES_VERSION = 2
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
-_SET_FIELDS = ("dedup_similarity", "dedup_similarity_simulated", "dedup_clusters", "clips_per_shard")
-_NEUTRAL_FIELDS = ("device",)
+_SET_FIELDS = (
+    "dedup_hash_distance",
+    "dedup_similarity",
+    "dedup_similarity_simulated",
+    "dedup_clusters",
+    "clips_per_shard",
+)
+_NEUTRAL_FIELDS = ("device", "caption_endpoint", "caption_batch", "caption_retries", "caption_timeout_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +37,27 @@ class CurationConfig:
 
     captioner: str
     """Who captions clips that have no caption in a sidecar: `none` (nobody, such clips stay without), `simulator`
-    (all captions come from sidecars; a video without one is an error), or `module:Class` of a captioner of your own."""
+    (all captions come from sidecars; a video without one is an error), `transformers:MODEL` (Qwen-VL class) or
+    `vllm:MODEL` (a folder, or a name on the Hugging Face hub), `openai:MODEL` (at `caption_endpoint`), or
+    `module:Class` of a captioner of your own."""
+    caption_endpoint: str | None = None
+    """Address of a server with OpenAI's interface, e.g. http://localhost:8000/v1."""
+    caption_prompt: str = "default"
+    """A variant of `captioning.prompts.PROMPTS`, or a prompt."""
+    caption_refine: bool = False
+    """Ask a second time, with the first caption and the same frames."""
+    caption_window: int = 256
+    """Frames that one caption speaks of."""
+    caption_frames: int = 8
+    """Frames of a window that are shown to the captioner."""
+    caption_max_tokens: int = 512
+    """Longest caption in the model's tokens."""
+    caption_batch: int = 8
+    """Windows that are captioned at once."""
+    caption_retries: int = 2
+    """Further tries for a window that got no caption, before its clip is rejected."""
+    caption_timeout_s: float = 120.0
+    """Longest wait for one answer of `caption_endpoint`."""
     height: int = 256
     """Height of stored clips in pixels, even."""
     width: int = 256
@@ -45,7 +75,8 @@ class CurationConfig:
     heldout_percent: float = 10.0
     """Share of the videos without sidecar that is held out, in percent, by a hash of the file name."""
     shot_detector: ShotDetector = "content"
-    """`content` (PySceneDetect), `transnetv2` (about 100 times slower on a CPU) or `none` (a video is one shot)."""
+    """`content` (PySceneDetect), `transnetv2` (about 100 times slower on a CPU) or `fixed_stride` (looks for no shots:
+    a window every `stride_s`)."""
     content_threshold: float = 27.0
     """Mean HSV change between frames, in [0, 255], from which on `content` sees a cut."""
     transnetv2_threshold: float = 0.5
@@ -54,22 +85,52 @@ class CurationConfig:
     """x264 constant rate factor in [0, 51]; 16 is visually lossless."""
     gop: int = 8
     """Most frames between two key frames: short, so that loading a window deep in a clip decodes little."""
+    max_source_pixels: int = MAX_PIXELS
+    """Largest height x width of a source's frames; larger ones are rejected, since memory follows it."""
+    decode_timeout_s: float = 600.0
+    """Longest time that decoding one span may take."""
+    motion_method: MotionMethod = "optical_flow"
+    """`optical_flow` on stored frames, or `motion_vectors` that come with the source's codec (H.264, MPEG-1, 2 and 4);
+    clips without any are measured by optical flow, as their tag tells."""
     motion_pairs: int = 8
-    """Pairs of neighbouring frames per clip that optical flow is measured on."""
+    """Pairs of neighbouring frames per clip that optical flow is measured on, two in a row at each place."""
     motion_patch: int = 256
     """Side in pixels of the patches of which the stillest is scored."""
     motion_min_global_mean: float = 2e-4
     """Least mean displacement per frame, as a share of height + width; clips below are rejected as still."""
     motion_min_per_patch: float = 1e-6
     """The same for the stillest patch."""
+    motion_max_jitter: float | None = None
+    """Most change of the camera's shift from one frame to the next, as a share of height + width; clips above are
+    rejected as shaken, None rejects none."""
+    quality: bool = True
+    """Measure sharpness, exposure, contrast and blockiness; this alone rejects nothing."""
+    min_sharpness: float | None = None
+    """Least variance of the Laplacian; clips below are rejected as blurred, None rejects none."""
+    max_clipped: float | None = None
+    """Largest share of black or white pixels; clips above are rejected as badly exposed, None rejects none."""
+    overlay_text_max_area: float | None = None
+    """Largest share of the picture that is text which stays; None looks for no text, 1 measures only."""
+    clip_model: str = "openai/clip-vit-large-patch14"
+    """CLIP of `aesthetic_min` and `video_types`: a folder, or a name on the Hugging Face hub."""
+    aesthetic_model: str = "ttj/sac-logos-ava1-l14-linearMSE"
+    """Aesthetic predictor on that CLIP: a folder, or a name on the Hugging Face hub."""
+    aesthetic_min: float | None = None
+    """Least aesthetic score, about 1 to 10 (3.5 in the technical report); None leaves the score out."""
+    video_types: bool = False
+    """Tell the type of each clip."""
+    video_types_rejected: tuple[str, ...] = ()
+    """Types of `video_types.VIDEO_TYPES` whose clips are rejected."""
     embed_frames: int = 4
     """Frames per clip that the embedding is the mean of."""
+    dedup_hash_distance: int = 20
+    """Bits of 256 of the perceptual hash up to which two clips look the same."""
     dedup_similarity: float = 0.95
     """Cosine similarity in (0, 1] from which on two clips are near-duplicates."""
     dedup_similarity_simulated: float = 0.99
     """The same between two simulated clips, whose scenes look alike while their motion differs."""
     dedup_clusters: int | None = None
-    """Number of k-means clusters inside which clips are compared; None means one per 1,000 clips."""
+    """Number of k-means clusters inside which clips are compared; None is the square root of the number of clips."""
     clips_per_shard: int = 256
     """Most clips in one tar."""
     device: str = "cpu"
@@ -82,9 +143,13 @@ class CurationConfig:
             UserError: A field is out of its range.
         """
         if not self.captioner:
-            raise user_error("captioner", self.captioner, "`none`, `simulator` or `module:Class`", "Choose one.")
+            raise user_error("captioner", self.captioner, "`none`, `simulator` or a captioner", "Choose one.")
         if self.shot_detector not in SHOT_DETECTORS:
             raise user_error("shot_detector", self.shot_detector, f"one of {SHOT_DETECTORS}", "Choose one of these.")
+        if self.motion_method not in MOTION_METHODS:
+            raise user_error("motion_method", self.motion_method, f"one of {MOTION_METHODS}", "Choose one of these.")
+        if unknown := sorted(set(self.video_types_rejected) - set(VIDEO_TYPES)):
+            raise user_error("video_types_rejected", unknown, f"some of {tuple(VIDEO_TYPES)}", "Correct the names.")
         for name in ("height", "width"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 16 or value % 2:
@@ -117,6 +182,12 @@ class CurationConfig:
             )
         return cls(**values)
 
+    @property
+    def wants_samples(self) -> bool:
+        """Whether any stage looks at pictures of the source's own size."""
+        limits = (self.overlay_text_max_area, self.aesthetic_min)
+        return self.quality or self.video_types or any(limit is not None for limit in limits)
+
     def span_fingerprint(self) -> str:
         """Returns a hash of the settings that what is measured on one video depends on."""
         return self._hash([f.name for f in dataclasses.fields(self) if f.name not in _SET_FIELDS + _NEUTRAL_FIELDS])
@@ -138,11 +209,25 @@ _RANGES: dict[str, tuple[float, float]] = {
     "transnetv2_threshold": (0.001, 0.999),
     "crf": (0, 51),
     "gop": (1, 600),
+    "max_source_pixels": (256, 2**40),
+    "decode_timeout_s": (0.001, 10**6),
     "motion_pairs": (1, 10**4),
     "motion_patch": (8, 4096),
     "motion_min_global_mean": (0, 1),
     "motion_min_per_patch": (0, 1),
+    "motion_max_jitter": (0, 1),
+    "min_sharpness": (0, 10**6),
+    "max_clipped": (0, 1),
+    "overlay_text_max_area": (0, 1),
+    "aesthetic_min": (-100, 100),
     "embed_frames": (1, 1000),
+    "caption_window": (1, 10**6),
+    "caption_frames": (1, 1000),
+    "caption_max_tokens": (1, 10**5),
+    "caption_batch": (1, 10**4),
+    "caption_retries": (0, 100),
+    "caption_timeout_s": (0.1, 10**5),
+    "dedup_hash_distance": (0, 31),
     "dedup_similarity": (0.01, 1.0),
     "dedup_similarity_simulated": (0.01, 1.0),
     "dedup_clusters": (1, 10**6),

@@ -1,16 +1,28 @@
-"""Looking into source videos: what a file holds, and the frames of one span, decoded once."""
+"""Looking into source videos: what a file holds, and the frames of one span, decoded once and within limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 import numpy as np
 
+from curator_stages.motion_fields import turned
+from curator_stages.source_frames import (
+    MAX_PIXELS,
+    DecodeLimits,
+    SourceFrame,
+    SourceLimitError,
+    duration_s,
+    opened,
+    source_frames,
+)
+from curator_stages.sources import said_by
 from nemo_cosmos.video_io import resize_frames
+
+SAMPLE_SIDE = 960
+"""Longer side in pixels of the largest sample pictures."""
 
 
 class UnusableVideoError(Exception):
@@ -26,99 +38,152 @@ class VideoInfo:
     """Estimated from the duration; 0 when the file holds no packet."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class DecodedSpan:
-    """Frames of a span at the stored size."""
+    """Frames of a span at the stored size, evenly spaced in time; the arrays of a dict go by place among `frames`."""
 
-    frames: list[np.ndarray]
+    frames: list[np.ndarray] = field(default_factory=list)
     """uint8 RGB [H, W, 3] each."""
-    source_height: int
-    source_width: int
-    error: str | None
+    source_height: int = 0
+    source_width: int = 0
+    error: str | None = None
     """Why decoding stopped before the span's end, or None."""
+    deinterlaced: bool = False
+    num_uneven: int = 0
+    """Frames that were repeated or left out, since the source's rate varies."""
+    samples: dict[int, np.ndarray] = field(default_factory=dict)
+    """uint8 RGB pictures of the whole source frame, scaled to `SAMPLE_SIDE` where larger."""
+    codec_motion: dict[int, np.ndarray] = field(default_factory=dict)
+    """Fields as of `motion_fields.codec_field`."""
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Reads frame rate and length without decoding.
 
+    Args:
+        path: A path, or an address that fsspec knows.
+        max_pixels: Largest height x width that will do.
+
     Raises:
-        UnusableVideoError: The file is empty, corrupt or holds no pictures.
+        UnusableVideoError: The file is empty, corrupt, too large or holds no pictures.
     """
-    if Path(path).stat().st_size == 0:
-        raise UnusableVideoError("the file is empty (0 bytes)")
     try:
-        with av.open(str(path)) as container:
+        with opened(str(path)) as container:
             if not container.streams.video:
                 raise UnusableVideoError("no video stream, only sound or data")
             stream = container.streams.video[0]
+            if stream.width * stream.height > max_pixels:
+                raise UnusableVideoError(f"frames of {stream.width}x{stream.height} are over {max_pixels:,} pixels")
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             if fps <= 0:
                 raise UnusableVideoError("the frame rate cannot be told")
-            return VideoInfo(fps=fps, num_frames=round(_duration_s(container, stream) * fps))
-    except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise UnusableVideoError(f"cannot be opened as a video ({_said(error)})") from error
+            return VideoInfo(fps=fps, num_frames=round(duration_s(container) * fps))
+    except (av.FFmpegError, UnicodeDecodeError, OSError) as error:
+        raise UnusableVideoError(f"cannot be opened as a video ({said_by(error)})") from error
 
 
 def decode_span(
-    path: str | Path, *, start_frame: int, end_frame: int | None, fps: float, size: tuple[int, int]
+    path: str | Path,
+    *,
+    start_frame: int,
+    end_frame: int | None,
+    fps: float,
+    size: tuple[int, int],
+    most_frames: int | None = None,
+    limits: DecodeLimits | None = None,
+    sample_every: int | None = None,
+    with_codec_motion: bool = False,
 ) -> DecodedSpan:
-    """Decodes frames [start_frame, end_frame), upright, scaled and cropped to `size` (height, width).
+    """Decodes frames [start_frame, end_frame), upright, progressive, scaled and cropped to a size.
 
-    A file that is damaged on the way gives the frames before the damage and `error`.
+    Frames are taken by their time stamps, one per 1 / fps seconds: where a source of variable frame rate has none for
+    that time, the last one is repeated; where it has several, the last is taken.
+
+    Args:
+        path: A path, or an address that fsspec knows.
+        start_frame: First frame.
+        end_frame: One past the last one; None reads to the end of the file.
+        fps: Frames per second of the result.
+        size: Height and width in pixels.
+        most_frames: A file that holds more than this, where there is no `end_frame`, is wrong.
+        limits: How far the file is trusted.
+        sample_every: Frames from one of `DecodedSpan.samples` to the next; None takes none.
+        with_codec_motion: Take over the motion vectors that the decoder meets.
+
+    Returns:
+        The frames. A file that is damaged, or over its limits, gives those before that and `error`.
     """
-    frames: list[np.ndarray] = []
-    source_height = source_width = 0
-    error = None
+    taker = _Taker(start_frame, end_frame, size, most_frames, sample_every)
+    span = taker.span
     try:
-        for picture in _pictures(path, start_frame, end_frame, fps):
-            source_height, source_width = picture.shape[:2]
-            frames.append(resize_frames(picture[None], *size)[0])
-    except av.FFmpegError as problem:
-        error = f"cannot be decoded after frame {start_frame + len(frames)} ({_said(problem)})"
-    return DecodedSpan(frames=frames, source_height=source_height, source_width=source_width, error=error)
+        with opened(str(path)) as container:
+            for frame in source_frames(
+                container,
+                start_frame=start_frame,
+                fps=fps,
+                limits=limits or DecodeLimits(),
+                with_codec_motion=with_codec_motion,
+            ):
+                if not taker.take(frame):
+                    break
+    except (av.FFmpegError, SourceLimitError, OSError) as problem:
+        span.error = f"cannot be decoded after frame {start_frame + len(span.frames)} ({said_by(problem)})"
+    return span
 
 
-def _pictures(path: str | Path, start_frame: int, end_frame: int | None, fps: float) -> Iterator[np.ndarray]:
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        if start_frame > 0:
-            offset = int(start_frame / fps / _time_base(stream)) + (stream.start_time or 0)
-            container.seek(offset, stream=stream, backward=True)
-        index = -1
-        for frame in container.decode(stream):
-            index = _index_of(frame, stream, fps) if start_frame > 0 else index + 1
-            if end_frame is not None and index >= end_frame:
-                return
-            if index >= start_frame:
-                yield np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+class _Taker:
+    """Puts frames in their places."""
+
+    def __init__(
+        self, start: int, end: int | None, size: tuple[int, int], most: int | None, sample_every: int | None
+    ) -> None:
+        self.span = DecodedSpan()
+        self._start, self._end, self._size, self._most, self._sample_every = start, end, size, most, sample_every
+        self._before: SourceFrame | None = None
+
+    def take(self, frame: SourceFrame) -> bool:
+        """Takes a frame; says whether the span wants more."""
+        span = self.span
+        if frame.index < self._start:
+            self._before = frame
+            return True
+        place = frame.index - self._start
+        if self._end is None and self._most is not None and place >= self._most:
+            raise SourceLimitError(f"it goes on after {self._most} frames, which its header does not tell of")
+        missing = (place if self._end is None else min(place, self._end - self._start)) - len(span.frames)
+        if missing > 0 and not span.frames and self._before is not None:
+            self._append(self._before)
+            missing -= 1
+        if missing > 0 and span.frames:
+            span.frames += [span.frames[-1]] * missing
+            span.num_uneven += missing
+        if self._end is not None and frame.index >= self._end:
+            return False
+        if place < len(span.frames):
+            span.num_uneven += 1
+            if place < len(span.frames) - 1:
+                return True  # time stamps that go backwards
+            span.frames.pop()
+        self._append(frame)
+        return True
+
+    def _append(self, frame: SourceFrame) -> None:
+        span, picture = self.span, frame.pixels
+        place = len(span.frames)
+        span.source_height, span.source_width = picture.shape[:2]
+        span.deinterlaced |= frame.deinterlaced
+        span.frames.append(resize_frames(picture[None], *self._size)[0])
+        if self._sample_every and (self._start + place) % self._sample_every == 0:
+            span.samples[place] = _within(picture, SAMPLE_SIDE)
+        if frame.codec_motion is not None:
+            span.codec_motion[place] = turned(frame.codec_motion, frame.quarter_turns)
 
 
-def _index_of(frame: av.VideoFrame, stream: av.VideoStream, fps: float) -> int:
-    """Returns a frame's number from its time stamp: after a seek there is nothing to count from."""
-    if frame.pts is None:
-        raise av.InvalidDataError(0, "a frame without time stamp in a file too long to count frames")
-    return round(float((frame.pts - (stream.start_time or 0)) * _time_base(stream)) * fps)
+def _within(picture: np.ndarray, side: int) -> np.ndarray:
+    import cv2
 
-
-def _time_base(stream: av.VideoStream) -> Fraction:
-    """Returns the seconds that one tick of the stream's time stamps lasts."""
-    if stream.time_base is None:
-        raise av.InvalidDataError(0, "a video stream without time base")
-    return stream.time_base
-
-
-def _said(error: Exception) -> str:
-    """Returns FFmpeg's words without the path, which differs from machine to machine."""
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    if stream.duration:
-        return float(stream.duration * _time_base(stream))
-    if container.duration:
-        return container.duration / av.time_base
-    last = max((packet.pts for packet in container.demux(stream) if packet.pts is not None), default=None)
-    if last is None:
-        return 0.0
-    return float((last - (stream.start_time or 0)) * _time_base(stream))
+    scale = side / max(picture.shape[:2])
+    if scale >= 1:
+        return np.ascontiguousarray(picture)
+    width, height = (max(1, round(length * scale)) for length in (picture.shape[1], picture.shape[0]))
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)

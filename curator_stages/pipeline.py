@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,23 +17,30 @@ from pathlib import Path
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
-from nemo_curator.tasks import EmptyTask
+from nemo_curator.tasks import EmptyTask, Task
 
-from curator_stages.captioners import make_captioner
+from curator_stages.captioning.captioner import captioner_gpus, check_captioner, loads_model
 from curator_stages.config import CurationConfig, load_config
-from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor
+from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor, ray_over_allocation
+from curator_stages.sources import absolute
+from curator_stages.stages.aesthetic import AestheticStage
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.embed import EmbedStage
+from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.motion import MotionFilterStage
+from curator_stages.stages.overlay_text import OverlayTextStage
+from curator_stages.stages.perceptual_dedup import PerceptualDedupStage, PerceptualHashStage
+from curator_stages.stages.quality import QualityStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.save_span import SaveSpanStage
 from curator_stages.stages.semantic_dedup import SemanticDedupStage
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.transcode import TranscodeStage
+from curator_stages.stages.video_type import VideoTypeStage
 from curator_stages.stages.write import WriteStage
 from curator_stages.summary import CurationSummary
-from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan
+from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan, empty_clip
 from curator_stages.work import WorkFolder
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
@@ -62,7 +70,9 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             ShotSplitStage(config=self.config),
             TranscodeStage(config=self.config),
             MotionFilterStage(config=self.config),
+            *_looking_stages(self.config),
             CaptionStage(config=self.config),
+            PerceptualHashStage(),
             EmbedStage(config=self.config),
             SaveSpanStage(output_dir=self.output_dir),
         ]
@@ -71,14 +81,41 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
     def _resources_of(self, stage: ProcessingStage, num_stages: int) -> Resources:
         """Lets all stages be resident at once on a small machine, where each would else wait for a whole core."""
         share = min(1.0, 0.7 * (os.cpu_count() or 1) / num_stages)
-        uses_gpu = self.config.device != "cpu" and isinstance(stage, EmbedStage | ShotSplitStage)
-        return Resources(cpus=round(share, 2), gpus=0.25 if uses_gpu else 0.0)
+        gpus = 0.0
+        if isinstance(stage, CaptionStage):
+            gpus = captioner_gpus(self.config)
+        elif isinstance(stage, _NETWORK_STAGES) and self.config.device != "cpu":
+            gpus = 0.25
+        return Resources(cpus=round(share, 2), gpus=gpus)
+
+
+_NETWORK_STAGES = (AestheticStage, EmbedStage, OverlayTextStage, ShotSplitStage, VideoTypeStage)
+"""Stages that run a network on `device`, of which a quarter of a GPU is enough for each."""
+
+
+def _looking_stages(config: CurationConfig) -> list[ProcessingStage]:
+    """Returns the stages that look at single pictures, as far as the config wants them, the cheap ones first."""
+    stages: list[ProcessingStage] = []
+    if config.quality:
+        stages.append(QualityStage(config=config))
+    if config.overlay_text_max_area is not None:
+        stages.append(OverlayTextStage(config=config))
+    if config.aesthetic_min is not None:
+        stages.append(AestheticStage(config=config))
+    if config.video_types:
+        stages.append(VideoTypeStage(config=config))
+    return stages
 
 
 def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> Pipeline:
     """Builds the NeMo-Curator pipeline for the part that runs video by video, on any executor."""
     stage = CurateClips(input_dir=input_dir, output_dir=output_dir, config=config)
     return Pipeline(name="clips", description="From videos to embedded clips", stages=[stage])
+
+
+def in_process_workers(config: CurationConfig) -> int | None:
+    """Processes for `make_executor`: one where each would hold a captioner's model or part of a GPU, else many."""
+    return 1 if loads_model(config) or config.device != "cpu" else None
 
 
 def curate(
@@ -95,7 +132,8 @@ def curate(
     the same as without interruption. When nothing has changed, nothing is done.
 
     Args:
-        input_dir: Folder with videos, searched recursively; `<stem>.json` beside a video is its `RawVideo` sidecar.
+        input_dir: Folder with videos, searched recursively, or a glob, manifest or tars, as `sources.find_videos` takes
+            them; `<stem>.json` beside a video is its `RawVideo` sidecar.
         output_dir: Where the set goes; `.work` inside it holds what makes a run resumable.
         config: Settings.
         executor: `in_process`, `ray_data` or `xenna`.
@@ -109,7 +147,7 @@ def curate(
     """
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
-    make_captioner(config.captioner)
+    check_captioner(config)
     started = time.perf_counter()
     spans = plan_spans(input_dir, output_dir, config)
     if config.captioner == "simulator":
@@ -118,14 +156,14 @@ def curate(
     output = Path(output_dir).resolve()
     work = WorkFolder(output / ".work")
     run_key = _run_key(spans, config)
-    with work.locked(), _quiet_curator():
+    with ray_over_allocation(executor), work.locked(), _quiet_curator():
         if work.is_finished(run_key) and (previous := _standing_result(output)):
             _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
             return replace(previous, unchanged=True)
         work.mark_unfinished()
         work.prune({span.key for span in spans})
         if not all(work.has(span.key) for span in spans):
-            _run_clips(str(Path(input_dir).resolve()), str(output), config, executor, progress)
+            _run_clips(absolute(input_dir), str(output), config, executor, progress)
             _check_done(spans, work)
         _run_set(spans, work, str(output), config, reading_s)
         work.mark_finished(run_key)
@@ -136,12 +174,24 @@ def curate(
 
 def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor: str, progress: bool) -> None:
     try:
-        clips_pipeline(input_dir, output_dir, config).run(make_executor(executor, progress=progress))
+        engine = make_executor(
+            executor,
+            progress=progress,
+            workers=in_process_workers(config),
+            on_lost=functools.partial(_record_lost, output_dir),
+        )
+        clips_pipeline(input_dir, output_dir, config).run(engine)
     except Exception as error:
         # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
         if (cause := _user_error_in(error)) is not None and cause is not error:
             raise cause from error
         raise
+
+
+def _record_lost(output_dir: str, task: Task, why: str) -> None:
+    """Makes the span that killed its worker twice a rejected row, so that the rest goes on without it."""
+    assert isinstance(task, SpanTask)
+    WorkFolder(Path(output_dir) / ".work").write(task.data.key, [empty_clip(task.data, "executor", why)], {})
 
 
 def _check_done(spans: list[VideoSpan], work: WorkFolder) -> None:
@@ -164,6 +214,8 @@ def _run_set(
         clips += stored
         seconds.update(taken)
     stages = [
+        ExactDedupStage(),
+        PerceptualDedupStage(config=config),
         SemanticDedupStage(config=config),
         WriteStage(output_dir=output_dir, config=config),
         ReportStage(output_dir=output_dir, seconds=dict(seconds)),

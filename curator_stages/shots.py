@@ -104,8 +104,8 @@ class TransNetV2Detector:
         return np.concatenate(pieces)[: len(small)]
 
 
-class NoDetector:
-    """Takes everything as one shot."""
+class FixedStride:
+    """Looks for no shots: windows follow one another at a fixed stride."""
 
     def cuts(self, frames: Sequence[np.ndarray], fps: float) -> list[int]:
         """Returns no cut."""
@@ -118,7 +118,7 @@ def make_detector(config: CurationConfig) -> ShotDetector:
         return ContentDetector(config.content_threshold)
     if config.shot_detector == "transnetv2":
         return TransNetV2Detector(config.transnetv2_threshold, config.device)
-    return NoDetector()
+    return FixedStride()
 
 
 def windows(num_frames: int, cuts: Sequence[int], *, length: int, stride: int) -> list[tuple[int, int]]:

@@ -10,11 +10,19 @@ from nemo_cosmos.contracts import ClipRecord, Record
 
 STAGE_ORDER = (
     "read",
+    "executor",
     "shot_split",
     "transcode",
     "motion_filter",
+    "quality",
+    "overlay_text",
+    "aesthetic_filter",
+    "video_type",
     "caption",
+    "perceptual_hash",
     "embed",
+    "exact_dedup",
+    "perceptual_dedup",
     "semantic_dedup",
     "write",
 )

@@ -42,9 +42,15 @@ class Clip:
     record: ClipRecord
     frames: np.ndarray | None = None
     """uint8 RGB [T, H, W, 3] at the stored size."""
+    samples: list[np.ndarray] = field(default_factory=list)
+    """uint8 RGB pictures [h, w, 3] of the whole source frame now and then, for what scaling down would hide."""
+    codec_motion: dict[int, np.ndarray] = field(default_factory=dict)
+    """Motion by frame of the clip, as of `motion_fields.codec_field`."""
     mp4: bytes | None = None
     thumbnail: bytes | None = None
     """JPEG of the middle frame."""
+    perceptual_hash: np.ndarray | None = None
+    """uint8 [32], as of `dedup.perceptual`."""
     embedding: np.ndarray | None = None
     """float32 [D], L2 norm 1."""
 
@@ -64,10 +70,26 @@ class Clip:
             raise RuntimeError(f"clip {self.record.clip_id}: its frames were dropped before a stage that needs them")
         return self.frames
 
+    def some_samples(self, most: int) -> list[np.ndarray]:
+        """Returns up to `most` of the samples, evenly spread.
+
+        Raises:
+            RuntimeError: None were taken, or they have been dropped.
+        """
+        if not self.samples:
+            raise RuntimeError(f"clip {self.record.clip_id}: has no samples for a stage that needs them")
+        places = np.linspace(0, len(self.samples) - 1, min(most, len(self.samples))).round().astype(int)
+        return [self.samples[place] for place in places]
+
     def reject(self, stage: str, reason: str) -> None:
-        """Marks the clip as rejected; it still becomes a row of the manifest."""
+        """Marks the clip as rejected; it still becomes a row of the manifest, and its mp4 is seen in the report."""
         self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)
-        self.frames = self.mp4 = self.embedding = None
+        self.embedding = None
+        self.drop_pictures()
+
+    def drop_pictures(self) -> None:
+        """Frees the memory of all that was decoded."""
+        self.frames, self.samples, self.codec_motion = None, [], {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +98,7 @@ class StoredClip:
 
     record: ClipRecord
     folder: str
-    """Holds `<clip_id>.mp4` (kept clips), `<clip_id>.jpg` and `<clip_id>.npy` (the embedding)."""
+    """Holds the clip's `.mp4` (encoded clips), `.jpg`, `.npy` (the embedding) and `.hash.npy`, by its id."""
 
     def file(self, suffix: str) -> Path:
         """Returns the path of the clip's file with this suffix, e.g. `.mp4`."""

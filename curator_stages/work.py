@@ -41,8 +41,9 @@ class WorkFolder:
                 for suffix, data in ((".mp4", clip.mp4), (".jpg", clip.thumbnail)):
                     if data is not None:
                         (folder / f"{clip.record.clip_id}{suffix}").write_bytes(data)
-                if clip.embedding is not None:
-                    np.save(folder / f"{clip.record.clip_id}.npy", clip.embedding)
+                for suffix, array in ((".npy", clip.embedding), (".hash.npy", clip.perceptual_hash)):
+                    if array is not None:
+                        np.save(folder / f"{clip.record.clip_id}{suffix}", array)
             write_json(folder / "result.json", {"clips": [c.record.to_dict() for c in clips], "seconds": seconds})
 
     def read(self, key: str) -> tuple[list[StoredClip], dict[str, float]]:

@@ -47,6 +47,11 @@ figure { margin: 1rem 0; padding: .7rem; background: var(--card); border: 1px so
 figure img, figure video { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 figure img.plot { background: #ffffff; }
 figcaption { color: var(--soft); font-size: .88rem; margin-top: .5rem; overflow-wrap: anywhere; }
+.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.4rem 0 0; }
+.tiles div { flex: 1 1 8.5rem; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; }
+.tiles b { display: block; font-size: 1.55rem; line-height: 1.25; }
+.tiles span { color: var(--soft); font-size: .88rem; }
 .grid { display: grid; gap: .8rem; margin: 1rem 0;
   grid-template-columns: repeat(auto-fill, minmax(min(var(--width), 100%), 1fr)); }
 .grid figure { margin: 0; }
@@ -111,6 +116,11 @@ class Page:
         return self._add(
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
+
+    def tiles(self, items: Sequence[tuple[str, str]]) -> Self:
+        """Adds figures in large type side by side: what each is, and its value."""
+        tiles = (f"<div><b>{_escaped(value)}</b><span>{_escaped(name)}</span></div>" for name, value in items)
+        return self._add(f'<div class="tiles">{"".join(tiles)}</div>')
 
     def image(self, image: Picture, caption: str) -> Self:
         """Adds a picture: JPEG for arrays, SVG for figures, a PNG or JPEG file as it is.

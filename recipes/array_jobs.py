@@ -50,11 +50,13 @@ def curate_part(
         UserError: There is no video, or the array is not numbered from 0 on.
     """
     from curator_stages.executor import make_executor
-    from curator_stages.pipeline import clips_pipeline
+    from curator_stages.pipeline import clips_pipeline, in_process_workers
+    from curator_stages.sources import absolute
 
     array_place()
-    pipeline = clips_pipeline(str(Path(input_dir).resolve()), str(Path(output_dir).resolve()), config)
-    return len(pipeline.run(make_executor(executor, progress=True)) or ())
+    pipeline = clips_pipeline(absolute(input_dir), str(Path(output_dir).resolve()), config)
+    engine = make_executor(executor, progress=True, workers=in_process_workers(config))
+    return len(pipeline.run(engine) or ())
 
 
 def tokenize_part(

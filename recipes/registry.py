@@ -67,6 +67,7 @@ STEPS: dict[str, Callable[..., run.Partial]] = {
     "collect": steps.collect,
     "curate": steps.curate,
     "curate_part": steps.curate_part,
+    "dedup": steps.dedup,
     "tokenize": steps.tokenize,
     "tokenize_part": steps.tokenize_part,
     "generate": steps.generate,

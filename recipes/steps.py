@@ -38,6 +38,15 @@ def curate_part(input_dir: str = "runs/raw", output_dir: str = "runs/curated") -
     return run.Partial(step, input_dir=input_dir, output_dir=output_dir, config=_curation_config())
 
 
+@with_types
+def dedup(embeddings: str = "runs/embeddings", output_dir: str = "runs/dedup") -> run.Partial:
+    """Near-duplicates among embeddings in parquet files, of any number, and a summary by distance."""
+    from curator_stages.dedup.config import SemanticDedupConfig
+    from curator_stages.dedup.semantic import semantic_dedup as step
+
+    return run.Partial(step, embeddings=embeddings, output_dir=output_dir, config=run.Config(SemanticDedupConfig))
+
+
 def _curation_config() -> run.Config:
     from curator_stages.config import CurationConfig
 

@@ -42,7 +42,7 @@ class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
         for clip in task.kept():
             clip.embedding = self._embed(clip.pixels)
         for clip in task.data:
-            clip.frames = None
+            clip.drop_pictures()
         return task
 
     def _embed(self, frames: np.ndarray) -> np.ndarray:

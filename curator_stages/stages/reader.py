@@ -1,11 +1,11 @@
-"""Read: finds the videos of a folder and splits long ones into spans."""
+"""Read: finds the videos of a folder, glob, manifest or tar and splits long ones into spans."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
@@ -14,20 +14,22 @@ from nemo_curator.tasks import EmptyTask
 from curator_stages.conditions import is_simulated, problem_with
 from curator_stages.config import CurationConfig
 from curator_stages.decode import UnusableVideoError, VideoInfo, probe
+from curator_stages.sources import SourceVideo, find_videos
 from curator_stages.tasks import SpanTask, VideoSpan
 from curator_stages.work import WorkFolder
-from nemo_cosmos.contracts import RawVideo
-from nemo_cosmos.errors import UserError, user_error
-from nemo_cosmos.video_io import VIDEO_SUFFIXES
+from nemo_cosmos.contracts import CaptionWindow, RawVideo, Split
+from nemo_cosmos.errors import UserError
 
 
 @dataclass
 class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
-    """Emits every span of the input folder whose result is not in the work folder yet."""
+    """Emits every span of the input whose result is not in the work folder yet."""
 
     input_dir: str
-    output_dir: str
+    """A folder, glob, manifest or tar, as `find_videos` takes it."""
     config: CurationConfig
+    output_dir: str | None = None
+    """The curated folder; None emits all spans, whatever was done before."""
     name: str = "read"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
@@ -38,16 +40,18 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
 
     def process(self, _: EmptyTask) -> list[SpanTask]:
         """Plans the run and leaves out what is done."""
-        work = WorkFolder(Path(self.output_dir) / ".work")
         spans = plan_spans(self.input_dir, self.output_dir, self.config)
-        return [SpanTask(dataset_name=span.video.source, data=span) for span in spans if not work.has(span.key)]
+        if self.output_dir is not None:
+            work = WorkFolder(Path(self.output_dir) / ".work")
+            spans = [span for span in spans if not work.has(span.key)]
+        return [SpanTask(dataset_name=span.video.source, data=span) for span in spans]
 
 
-def plan_spans(input_dir: str | Path, output_dir: str | Path, config: CurationConfig) -> list[VideoSpan]:
-    """Lists all spans of all videos below a folder, in the order of their paths.
+def plan_spans(input_dir: str | Path, output_dir: str | Path | None, config: CurationConfig) -> list[VideoSpan]:
+    """Lists all spans of all videos of an input, in the order of their names.
 
     Args:
-        input_dir: Folder searched recursively; hidden files are left out.
+        input_dir: A folder, glob, manifest or tar, as `find_videos` takes it.
         output_dir: Left out when it lies inside `input_dir`.
         config: Settings of the run.
 
@@ -55,43 +59,27 @@ def plan_spans(input_dir: str | Path, output_dir: str | Path, config: CurationCo
         At least one span per video; a video that cannot be opened or whose sidecar is wrong has one with `error`.
 
     Raises:
-        UserError: There is no such folder, or no video in it.
+        UserError: There is no such input, or no video in it.
     """
-    root = Path(input_dir)
-    if not root.is_dir():
-        raise user_error("input folder", str(root), "an existing folder with videos", "Check the path.")
-    paths = sorted(path for path in root.rglob("*") if _is_video(path, root) and not _inside(path, Path(output_dir)))
-    if not paths:
-        raise user_error(
-            "input folder", str(root), f"at least one of *{', *'.join(sorted(VIDEO_SUFFIXES))}", "Put videos there."
-        )
     fingerprint = config.span_fingerprint()
-    return [span for path in paths for span in _spans_of(path, root, config, fingerprint)]
+    videos = find_videos(input_dir, leave_out=output_dir)
+    return [span for video in videos for span in _spans_of(video, config, fingerprint)]
 
 
-def _is_video(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file() and not hidden
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
-
-
-def _spans_of(path: Path, root: Path, config: CurationConfig, fingerprint: str) -> list[VideoSpan]:
-    relative = path.relative_to(root)
-    video, info, error = _stand_in(relative, config.heldout_percent), None, None
-    try:
-        info = probe(path)
-        video = _described(path, relative, info, config.heldout_percent)
-    except UnusableVideoError as problem:
-        error = str(problem)
+def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> list[VideoSpan]:
+    video, info, error = _stand_in(found, config.heldout_percent), None, found.error
+    if error is None:
+        try:
+            info = probe(found.path, max_pixels=config.max_source_pixels)
+            video = _described(found, info, config.heldout_percent)
+        except UnusableVideoError as problem:
+            error = str(problem)
     borders = [(0, None, None)] if error or info is None else _borders(info, config)
     return [
         VideoSpan(
-            path=str(path.resolve()),
-            source_video=relative.as_posix(),
-            key=_key(path, relative, fingerprint, start, end, max_clips),
+            path=found.path,
+            source_video=found.name,
+            key=_key(found, fingerprint, start, end, max_clips),
             video=video,
             simulated=error is None and is_simulated(video),
             start_frame=start,
@@ -123,48 +111,52 @@ def _borders(info: VideoInfo, config: CurationConfig) -> list[tuple[int, int | N
     return borders
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _described(path: Path, relative: Path, info: VideoInfo, heldout_percent: float) -> RawVideo:
+def _described(found: SourceVideo, info: VideoInfo, heldout_percent: float) -> RawVideo:
     """Returns the sidecar, or a stand-in where there is none.
 
     Raises:
         UnusableVideoError: The sidecar is not a `RawVideo` or does not fit itself.
     """
-    sidecar = _sidecar(path)
-    if not sidecar.is_file():
-        return _stand_in(relative, heldout_percent, info)
+    if found.sidecar is None:
+        return _stand_in(found, heldout_percent, info)
     try:
-        video = RawVideo.from_dict(json.loads(sidecar.read_text()))
+        video = RawVideo.from_dict(json.loads(found.sidecar))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UnusableVideoError(f"its sidecar {sidecar.name} is not a RawVideo record ({error})") from error
+        raise UnusableVideoError(f"its sidecar {found.sidecar_name} is not a RawVideo record ({error})") from error
     if abs(video.fps - info.fps) > 0.01 * info.fps:
         raise UnusableVideoError(
-            f"its sidecar {sidecar.name} says {video.fps:g} frames per second, the file {info.fps:g}"
+            f"its sidecar {found.sidecar_name} says {video.fps:g} frames per second, the file {info.fps:g}"
         )
     if problem := problem_with(video):
-        raise UnusableVideoError(f"its sidecar {sidecar.name} is wrong: {problem}")
+        raise UnusableVideoError(f"its sidecar {found.sidecar_name} is wrong: {problem}")
     return video
 
 
-def _stand_in(relative: Path, heldout_percent: float, info: VideoInfo | None = None) -> RawVideo:
-    share = int.from_bytes(hashlib.sha256(relative.name.encode()).digest()[:8], "big") / 2**64
+def _stand_in(found: SourceVideo, heldout_percent: float, info: VideoInfo | None = None) -> RawVideo:
+    told = found.described
+    share = int.from_bytes(hashlib.sha256(PurePosixPath(found.name).name.encode()).digest()[:8], "big") / 2**64
+    split: Split = "heldout" if share * 100 < heldout_percent else "train"
+    if "split" in told:
+        split = "train" if told["split"] == "train" else "heldout"
+    num_frames = info.num_frames if info else 0
+    captions: tuple[CaptionWindow, ...] = ()
+    if "caption" in told and num_frames:
+        captions = (CaptionWindow(start_frame=0, end_frame=num_frames, text=told["caption"], captioner="manifest"),)
     return RawVideo(
-        source=relative.parts[0] if len(relative.parts) > 1 else "user",
-        rollout=relative.with_suffix("").as_posix(),
+        source=told.get("source", found.source),
+        rollout=told.get("rollout", PurePosixPath(found.name).with_suffix("").as_posix()),
         fps=info.fps if info else 0.0,
-        num_frames=info.num_frames if info else 0,
-        split="heldout" if share * 100 < heldout_percent else "train",
+        num_frames=num_frames,
+        split=split,
+        captions=captions,
+        licence=told.get("licence"),
     )
 
 
-def _key(path: Path, relative: Path, fingerprint: str, *span: int | None) -> str:
+def _key(found: SourceVideo, fingerprint: str, *span: int | None) -> str:
     """Hashes all that the result of a span depends on."""
-    stat, sidecar = path.stat(), _sidecar(path)
-    described = hashlib.sha256(sidecar.read_bytes()).hexdigest() if sidecar.is_file() else None
-    parts = [relative.as_posix(), stat.st_size, stat.st_mtime_ns, described, fingerprint, *span]
+    sidecar = None if found.sidecar is None else hashlib.sha256(found.sidecar.encode()).hexdigest()
+    parts = [found.name, *found.state, sidecar, *sorted(found.described.items()), fingerprint, *span]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

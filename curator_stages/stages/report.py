@@ -6,24 +6,24 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
-from curator_stages.stages.semantic_dedup import DUPLICATE_TAG
-from curator_stages.summary import CurationSummary, summarise
+from curator_stages.dedup.clips import DUPLICATE_TAG
+from curator_stages.report_figures import funnel, histograms, stage_times
+from curator_stages.summary import STAGE_ORDER, CurationSummary, summarise
 from curator_stages.tasks import ClipSetTask, StoredClip
 from nemo_cosmos.files import write_json
 from nemo_cosmos.html_page import Page
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_MOST_PICTURES = 24
-_MOST_PAIRS = 12
-_REJECTING_STAGES = ("read", "shot_split", "motion_filter", "semantic_dedup")
+_MOST_THUMBNAILS = 12
+_MOST_SAMPLES = 4
+_MOST_SAMPLE_BYTES = 4 << 20
+"""Of one sample clip: larger ones are left out, since the page holds them all."""
+_MOST_GROUPS = 12
+_MOST_IN_GROUP = 8
 
 
 @dataclass
@@ -61,45 +61,60 @@ class ReportStage(ProcessingStage[ClipSetTask, ClipSetTask]):
 
 
 def build_page(summary: CurationSummary, clips: list[StoredClip]) -> Page:
-    """Lays out the page: funnel, histograms, thumbnails, near-duplicates, time."""
-    lead = (
-        f"{summary.num_videos} videos became {summary.num_clips} clips; {summary.num_kept} are kept "
-        f"({summary.kept_seconds:.0f} s), {summary.num_clips - summary.num_kept} rejected."
+    """Lays out the page: figures, funnel, histograms, pictures and samples by decision, near-duplicates, time."""
+    records = [clip.record for clip in clips]
+    rejected = summary.num_clips - summary.num_kept
+    page = Page("Curation report", f"{summary.num_videos} videos became {summary.num_clips} clips.")
+    page.tiles(
+        [
+            ("clips kept", f"{summary.num_kept:,}"),
+            ("rejected", f"{rejected:,}"),
+            ("of all clips kept", f"{summary.num_kept / max(1, summary.num_clips):.0%}"),
+            ("minutes of video kept", f"{summary.kept_seconds / 60:.1f}"),
+            ("shards", f"{len(summary.shards):,}"),
+        ]
     )
-    page = Page("Curation report", lead)
-    page.section("Funnel").table(["stage", "in", "rejected", "left", "most frequent reason"], _funnel(clips))
-    page.table(["source", "kept", "rejected", "held out (kept)", "with actions (kept)"], _by_source(clips))
-    kept = [c for c in clips if c.record.rejected_by is None]
-    rejected = [c for c in clips if c.record.rejected_by is not None]
-    page.section("Motion and length")
-    page.image(
-        _histograms(clips),
-        "Left: motion of all clips that were measured, with the rejected ones on top. Right: length of kept clips.",
-    )
-    page.section("Kept clips").gallery(_thumbnails(kept))
-    page.section("Rejected clips")
+    page.section("Funnel")
+    page.image(funnel(_steps(clips)), "Clips that each stage left of those it was given.")
     if rejected:
-        page.text("Clips without a picture held no frame that could be decoded; they are rows of the table below.")
-        page.gallery(_thumbnails(rejected))
-        page.table(["reason", "clips"], _reasons(rejected))
-    else:
-        page.text("No clip was rejected.")
-    if pairs := _pairs(clips):
-        page.section("Near-duplicates").text("Left the rejected clip, right the one that is kept for it.")
-        page.gallery(pairs)
-    page.section("Time").table(["stage", "seconds"], [[name, value] for name, value in summary.seconds.items()])
+        page.table(["stage", "reason", "clips"], _reasons(clips))
+    page.table(["source", "kept", "rejected", "held out (kept)", "with actions (kept)"], _by_source(clips))
+    page.section("Length and scores").image(histograms(records), "All clips that were measured, rejected ones on top.")
+    _add_decision(page, "Kept clips", [c for c in clips if c.record.rejected_by is None])
+    for stage in _deciding(clips):
+        _add_decision(page, f"Rejected by {stage}", [c for c in clips if c.record.rejected_by == stage])
+    _add_groups(page, clips)
+    _add_times(page, summary, clips)
     return page
 
 
-def _funnel(clips: list[StoredClip]) -> list[list[str | int]]:
+def _deciding(clips: list[StoredClip]) -> list[str]:
+    """Returns the stages that rejected anything, in the order in which they run."""
+    order = {name: number for number, name in enumerate(STAGE_ORDER)}
+    stages = {c.record.rejected_by for c in clips if c.record.rejected_by}
+    return sorted(stages, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _steps(clips: list[StoredClip]) -> list[tuple[str, int, int]]:
+    steps = [("all clips", len(clips), 0)]
+    for stage in _deciding(clips):
+        left = steps[-1][1] - steps[-1][2]
+        steps.append((stage, left, sum(c.record.rejected_by == stage for c in clips)))
+    return steps
+
+
+def _reasons(clips: list[StoredClip]) -> list[list[str | int]]:
     rows: list[list[str | int]] = []
-    left = len(clips)
-    for stage in _REJECTING_STAGES:
-        reasons = [_kind(c) for c in clips if c.record.rejected_by == stage]
-        common = Counter(reasons).most_common(1)[0][0] if reasons else ""
-        rows.append([stage, left, len(reasons), left - len(reasons), common])
-        left -= len(reasons)
+    for stage in _deciding(clips):
+        counted = Counter(_kind(c) for c in clips if c.record.rejected_by == stage)
+        rows += [[stage, reason, number] for reason, number in counted.most_common()]
     return rows
+
+
+def _kind(clip: StoredClip) -> str:
+    """Returns a reason without the figures and names that differ from clip to clip."""
+    reason = re.sub(r"\b[0-9a-f]{16}\b", "a kept clip", clip.record.rejected_reason or "")
+    return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "…", reason)
 
 
 def _by_source(clips: list[StoredClip]) -> list[list[str | int]]:
@@ -113,69 +128,80 @@ def _by_source(clips: list[StoredClip]) -> list[list[str | int]]:
     return rows
 
 
-def _kind(clip: StoredClip) -> str:
-    """Returns a reason without the figures and names that differ from clip to clip."""
-    reason = re.sub(r"near-duplicate of \w+ \(.*\)", "near-duplicate of a kept clip", clip.record.rejected_reason or "")
-    return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "…", reason)
+def _add_decision(page: Page, title: str, clips: list[StoredClip]) -> None:
+    """Adds pictures of some clips that met the same decision, and a few of them as videos."""
+    if not clips:
+        return
+    page.section(title)
+    pictured = [c for c in clips if c.file(".jpg").is_file()]
+    if not pictured:
+        page.text(f"{len(clips)} clips, of which no frame could be shown: the table above tells why.")
+    page.gallery([(c.file(".jpg"), _label(c)) for c in _spread(pictured, _MOST_THUMBNAILS)], min_width_px=180)
+    playable = [c for c in pictured if c.file(".mp4").is_file() and c.file(".mp4").stat().st_size < _MOST_SAMPLE_BYTES]
+    if playable:
+        samples = [(c.file(".mp4"), c.record.source_video) for c in _spread(playable, _MOST_SAMPLES)]
+        page.videos(samples, min_width_px=200)
 
 
-def _reasons(rejected: list[StoredClip]) -> list[list[str | int]]:
-    counted = Counter(f"{c.record.rejected_by}: {_kind(c)}" for c in rejected)
-    return [[reason, number] for reason, number in counted.most_common()]
-
-
-def _thumbnails(clips: list[StoredClip]) -> list[tuple[Path, str]]:
+def _spread(clips: list[StoredClip], most: int) -> list[StoredClip]:
     """Picks clips evenly over the whole list, so that every source is seen."""
-    shown = [c for c in clips if c.file(".jpg").is_file()]
-    picked = np.unique(np.linspace(0, len(shown) - 1, min(_MOST_PICTURES, len(shown))).round().astype(int))
-    return [(shown[i].file(".jpg"), _label(shown[i])) for i in picked]
+    places = np.unique(np.linspace(0, len(clips) - 1, min(most, len(clips))).round().astype(int))
+    return [clips[i] for i in places]
 
 
 def _label(clip: StoredClip) -> str:
     record = clip.record
     parts = [record.source_video, f"frames {record.start_frame} to {record.start_frame + record.num_frames}"]
-    if "motion_global_mean" in record.scores:
-        parts.append(f"motion {record.scores['motion_global_mean']:.1e}")
     if record.rejected_reason:
-        parts.append(f"{record.rejected_by}: {record.rejected_reason}")
+        parts.append(record.rejected_reason)
     elif record.captions:
         parts.append(record.captions[0].text)
     return " · ".join(parts)
 
 
-def _pairs(clips: list[StoredClip]) -> list[tuple[np.ndarray, str]]:
-    by_id = {c.record.clip_id: c for c in clips}
-    pairs = []
+def _add_groups(page: Page, clips: list[StoredClip]) -> None:
+    """Adds groups of duplicates side by side, the kept one first."""
+    groups: dict[str, list[StoredClip]] = {}
     for clip in clips:
-        kept = [tag.removeprefix(DUPLICATE_TAG) for tag in clip.record.tags if tag.startswith(DUPLICATE_TAG)]
-        if kept:
-            other = by_id[kept[0]]
-            similarity = clip.record.scores["dedup_similarity"]
-            title = f"{clip.record.source_video} and {other.record.source_video}: cosine similarity {similarity:.4f}"
-            pairs.append((np.concatenate([_picture(clip), _picture(other)], axis=1), title))
-    return sorted(pairs, key=lambda pair: pair[1])[:_MOST_PAIRS]
+        for tag in clip.record.tags:
+            if tag.startswith(DUPLICATE_TAG):
+                groups.setdefault(tag.removeprefix(DUPLICATE_TAG), []).append(clip)
+    if not groups:
+        return
+    by_id = {c.record.clip_id: c for c in clips}
+    page.section("Near-duplicates")
+    largest = sorted(groups, key=lambda kept: (-len(groups[kept]), kept))[:_MOST_GROUPS]
+    page.text(f"{len(groups)} groups; the {len(largest)} largest ones, with the kept clip at the left.")
+    for kept in largest:
+        members = [(by_id[kept], f"kept · {_size(by_id[kept])}")]
+        members += [(c, f"{c.record.rejected_by} · {_size(c)} · {_likeness(c)}") for c in groups[kept]]
+        pictures = [(c.file(".jpg"), told) for c, told in members if c.file(".jpg").is_file()]
+        page.gallery(pictures[:_MOST_IN_GROUP], min_width_px=160)
 
 
-def _picture(clip: StoredClip) -> np.ndarray:
-    import cv2
+def _size(clip: StoredClip) -> str:
+    record = clip.record
+    size = f"{record.scores['source_width']:.0f}x{record.scores['source_height']:.0f}"
+    return f"{record.source_video} from frame {record.start_frame} · {size}"
 
-    return cv2.cvtColor(cv2.imread(str(clip.file(".jpg"))), cv2.COLOR_BGR2RGB)
+
+def _likeness(clip: StoredClip) -> str:
+    scores = clip.record.scores
+    if "dedup_similarity" in scores:
+        return f"similarity {scores['dedup_similarity']:.3f}"
+    if "dedup_hash_distance" in scores:
+        return f"{scores['dedup_hash_distance']:.0f} bits differ"
+    return "the same pictures"
 
 
-def _histograms(clips: list[StoredClip]) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    measured = [c.record for c in clips if "motion_global_mean" in c.record.scores]
-    kept = [r.scores["motion_global_mean"] for r in measured if r.rejected_by is None]
-    rejected = [r.scores["motion_global_mean"] for r in measured if r.rejected_by is not None]
-    if measured:
-        bins = np.linspace(0, max(kept + rejected) or 1, 31)
-        left.hist([kept, rejected], bins, stacked=True, color=["#3a7d12", "#c0562f"], label=["kept", "rejected"])
-        left.legend()
-    left.set(xlabel="motion_global_mean (share of height + width per frame)", ylabel="clips")
-    lengths = [c.record.num_frames / c.record.fps for c in clips if c.record.rejected_by is None]
-    right.hist(lengths, bins=20, color="#3a7d12")
-    right.set(xlabel="length (s)", ylabel="kept clips")
-    return figure
+def _add_times(page: Page, summary: CurationSummary, clips: list[StoredClip]) -> None:
+    if not summary.seconds:
+        return
+    video_s = sum(c.record.num_frames / c.record.fps for c in clips if c.record.num_frames)
+    stored_mb = sum(c.file(".mp4").stat().st_size for c in clips if c.file(".mp4").is_file()) / 1e6
+    page.section("Throughput").image(stage_times(summary.seconds), "Working time by stage, of all workers together.")
+    rows = [
+        [name, seconds, *(amount / seconds if seconds else None for amount in (len(clips), video_s, stored_mb))]
+        for name, seconds in summary.seconds.items()
+    ]
+    page.table(["stage", "seconds", "clips/s", "video s/s", "stored MB/s"], rows)

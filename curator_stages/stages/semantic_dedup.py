@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
-from curator_stages.tasks import ClipSetTask, StoredClip
+from curator_stages.dedup.clips import ClipRules, Duplicate, mark_duplicates, ranks_of
+from curator_stages.dedup.config import SemanticDedupConfig
+from curator_stages.dedup.neighbours import Batches, nearest_better
+from curator_stages.tasks import ClipSetTask
 from nemo_cosmos.contracts import ClipRecord
 
-DUPLICATE_TAG = "duplicate_of:"
-"""Prefix of the tag that names the kept clip."""
+_FILES_AT_ONCE = 1024
+_ROUNDING = 1e-7
+"""Of a cosine in single precision: a clip at similarity 1 is a duplicate also where only 1 counts."""
 
 
 @dataclass
 class SemanticDedupStage(ProcessingStage[ClipSetTask, ClipSetTask]):
     """Clusters embeddings by k-means and rejects near-duplicates inside a cluster.
 
-    Kept is the clip whose source has the most pixels, then the longest. Windows and camera views of one simulator
-    rollout are never held against each other, since they look alike and teach different motion; copies of one are.
+    Kept is the clip whose source has the most pixels, then the longest. `ClipRules` tells what is compared.
 
     Source: Abbas et al. 2023, "SemDeDup", https://arxiv.org/abs/2303.09540.
     """
@@ -46,93 +51,50 @@ class SemanticDedupStage(ProcessingStage[ClipSetTask, ClipSetTask]):
         if len(places) < 2:
             return task
         records = [task.data[i].record for i in places]
-        embeddings = np.stack([np.load(task.data[i].file(".npy")) for i in places])
-        for duplicate, (kept, similarity) in find_duplicates(records, embeddings, self.config).items():
-            place = places[duplicate]
-            marked = _marked(records[duplicate], records[kept].clip_id, similarity, self.name)
-            task.data[place] = StoredClip(record=marked, folder=task.data[place].folder)
+        vectors = StoredEmbeddings([task.data[i].file(".npy") for i in places])
+        found = find_duplicates(records, vectors, vectors.dim, self.config)
+        task.data = mark_duplicates(task.data, places, found, self.name)
         return task
 
 
-def _marked(record: ClipRecord, kept_id: str, similarity: float, stage: str) -> ClipRecord:
-    return replace(
-        record,
-        rejected_by=stage,
-        rejected_reason=f"near-duplicate of {kept_id} (cosine similarity {similarity:.4f})",
-        tags=(*record.tags, f"{DUPLICATE_TAG}{kept_id}"),
-        scores=record.scores | {"dedup_similarity": similarity},
-    )
+class StoredEmbeddings:
+    """Embeddings in a file each, read in pieces."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        """Takes the files, at least one."""
+        self._paths = paths
+        self.dim = len(np.load(paths[0]))
+
+    def __call__(self) -> Iterator[np.ndarray]:
+        """Gives them, float32 [n, dim] each."""
+        for start in range(0, len(self._paths), _FILES_AT_ONCE):
+            yield np.stack([np.load(path) for path in self._paths[start : start + _FILES_AT_ONCE]])
 
 
 def find_duplicates(
-    records: list[ClipRecord], embeddings: np.ndarray, config: CurationConfig
-) -> dict[int, tuple[int, float]]:
+    records: list[ClipRecord], batches: Batches, dim: int, config: CurationConfig
+) -> dict[int, Duplicate]:
     """Finds near-duplicates.
 
     Args:
         records: Clips, N.
-        embeddings: float32 [N, D], L2 norm 1.
+        batches: Gives their embeddings, float32 [n, dim] each.
+        dim: Length of an embedding.
         config: Thresholds and number of clusters.
 
     Returns:
-        For each duplicate's position the position of the clip that is kept for it, and their cosine similarity.
+        Duplicates by position.
     """
-    count = config.dedup_clusters or max(1, len(records) // 1000)
-    clusters = _clusters(embeddings, min(count, len(records)))
-    found: dict[int, tuple[int, float]] = {}
-    for cluster in np.unique(clusters):
-        members = np.flatnonzero(clusters == cluster)
-        found |= _duplicates_among(
-            sorted(members.tolist(), key=lambda i: _rank(records[i])), records, embeddings, config
-        )
-    return found
-
-
-def _clusters(embeddings: np.ndarray, count: int) -> np.ndarray:
-    if count == 1:
-        return np.zeros(len(embeddings), np.int64)
-    import faiss
-
-    kmeans = faiss.Kmeans(embeddings.shape[1], count, niter=25, seed=0, spherical=True, min_points_per_centroid=1)
-    kmeans.train(embeddings)
-    return kmeans.index.search(embeddings, 1)[1][:, 0]
-
-
-def _rank(record: ClipRecord) -> tuple[float, float, str]:
-    pixels = record.scores["source_height"] * record.scores["source_width"]
-    return -pixels, -record.num_frames / record.fps, record.clip_id
-
-
-def _duplicates_among(
-    members: list[int], records: list[ClipRecord], embeddings: np.ndarray, config: CurationConfig
-) -> dict[int, tuple[int, float]]:
-    """Walks through a cluster from the best clip to the worst; each is held against those kept before it."""
-    found: dict[int, tuple[int, float]] = {}
-    kept: list[int] = []
-    for member in members:
-        excess = embeddings[kept] @ embeddings[member] - _thresholds(
-            records[member], [records[k] for k in kept], config
-        )
-        best = int(excess.argmax()) if kept else -1
-        if kept and excess[best] >= 0:
-            found[member] = (kept[best], float(embeddings[kept[best]] @ embeddings[member]))
-        else:
-            kept.append(member)
-    return found
-
-
-def _thresholds(record: ClipRecord, others: list[ClipRecord], config: CurationConfig) -> np.ndarray:
-    """Returns the similarity from which on `record` duplicates each of `others`; infinite where it never does."""
-    simulated = record.conditions.actions is not None
-    thresholds = np.full(len(others), config.dedup_similarity, np.float32)
-    for i, other in enumerate(others):
-        if simulated and other.conditions.actions is not None:
-            siblings = (other.source, other.rollout) == (record.source, record.rollout)
-            copies = siblings and _shown(other) == _shown(record)
-            thresholds[i] = np.inf if siblings and not copies else config.dedup_similarity_simulated
-    return thresholds
-
-
-def _shown(record: ClipRecord) -> tuple[str | None, int, int]:
-    """Returns which part of a rollout a clip shows: the same in two files means that one is a copy."""
-    return record.conditions.view, record.start_frame, record.num_frames
+    eps = 1 - config.dedup_similarity
+    settings = SemanticDedupConfig(
+        eps_to_extract=max(eps, 1 - config.dedup_similarity_simulated), n_clusters=config.dedup_clusters
+    )
+    rules = ClipRules(records, penalty=config.dedup_similarity_simulated - config.dedup_similarity)
+    found = nearest_better(batches, ranks_of(records), dim, settings, rules=rules)
+    duplicates = {}
+    for row in np.flatnonzero(found.distances <= eps + _ROUNDING).tolist():
+        nearest = int(found.nearest[row])
+        similarity = 1 - float(found.distances[row]) + rules.penalty(row, nearest)
+        told = f"near-duplicate of {{}} (cosine similarity {similarity:.4f})"
+        duplicates[row] = Duplicate(nearest, told, {"dedup_similarity": similarity})
+    return duplicates

@@ -12,6 +12,7 @@ from nemo_curator.stages.resources import Resources
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan, decode_span
 from curator_stages.shots import make_detector, windows
+from curator_stages.source_frames import DecodeLimits
 from curator_stages.tasks import Clip, ClipsTask, SpanTask, VideoSpan, clip_id_of, empty_clip
 from nemo_cosmos.contracts import ClipRecord
 
@@ -50,9 +51,19 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
         )
 
     def _split(self, span: VideoSpan) -> list[Clip]:
-        size = (self.config.height, self.config.width)
+        config, fps = self.config, span.video.fps
         decoded = decode_span(
-            span.path, start_frame=span.start_frame, end_frame=span.end_frame, fps=span.video.fps, size=size
+            span.path,
+            start_frame=span.start_frame,
+            end_frame=span.end_frame,
+            fps=fps,
+            size=(config.height, config.width),
+            # The last span is the longest: it holds up to half a span more than the others.
+            most_frames=max(2, round(2 * config.span_s * fps)),
+            limits=DecodeLimits(max_pixels=config.max_source_pixels, timeout_s=config.decode_timeout_s),
+            # Of every clip that is long enough to be kept there is one.
+            sample_every=max(1, int(min(1.0, config.min_s) * fps)) if config.wants_samples else None,
+            with_codec_motion=config.motion_method == "motion_vectors",
         )
         if reason := _unusable(span, decoded):
             return [empty_clip(span, self.name, reason)]
@@ -93,10 +104,14 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
             height=self.config.height,
             width=self.config.width,
             scores={"source_height": float(decoded.source_height), "source_width": float(decoded.source_width)},
+            tags=_source_tags(decoded),
         )
         return Clip(
             record=record,
             frames=np.stack(decoded.frames[start:end]),
+            samples=[picture for place, picture in decoded.samples.items() if start <= place < end],
+            # The first frame's motion is that since the shot before.
+            codec_motion={place - start: f for place, f in decoded.codec_motion.items() if start < place < end},
             thumbnail=_jpeg(decoded.frames[(start + end) // 2]),
         )
 
@@ -112,6 +127,16 @@ def _unusable(span: VideoSpan, decoded: DecodedSpan) -> str | None:
     if span.simulated and span.end_frame is None and span.start_frame + count != promised:
         return decoded.error or f"its sidecar tells of {promised} frames, the file holds {span.start_frame + count}"
     return None
+
+
+def _source_tags(decoded: DecodedSpan) -> tuple[str, ...]:
+    tags = []
+    if decoded.deinterlaced:
+        tags.append("source:interlaced")
+    # A few frames less or more are the rounding of a header, not another rate.
+    if decoded.num_uneven > 1 + len(decoded.frames) // 100:
+        tags.append("source:variable_frame_rate")
+    return tuple(tags)
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""collect, curate, tokenize: from raw video to latents."""
+"""collect, curate, dedup, tokenize: from raw video to latents."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command()(collect)
     app.command()(curate)
+    app.command()(dedup)
     app.command()(tokenize)
 
 
@@ -48,7 +49,9 @@ def collect(
 
 
 def curate(
-    videos: Annotated[Path, typer.Argument(help="Folder of raw videos.")],
+    videos: Annotated[
+        str, typer.Argument(help="Folder, glob, manifest (.parquet, .csv, .jsonl) or tars of raw videos; s3://... too.")
+    ],
     output: Annotated[Path, typer.Argument(help="Folder to write shards, manifest and report to.")],
     config: Annotated[Path | None, typer.Option(help="YAML like conf/curation.yaml, which is the default.")] = None,
     executor: Annotated[str, typer.Option(help="in_process, ray_data or xenna.")] = "in_process",
@@ -61,6 +64,38 @@ def curate(
 
     settings = load_config(config or conf_file("curation.yaml"))
     show(run(videos, output, settings, executor=executor).to_dict(), as_json=as_json)
+
+
+def dedup(
+    embeddings: Annotated[
+        Path, typer.Argument(help="Folder of parquet files with columns id, embedding, pixels, duration_s.")
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder to write the duplicates and the summary to.")],
+    eps_to_extract: Annotated[float, typer.Option(help="Distance up to which two are duplicates.")] = 0.01,
+    sim_metric: Annotated[str, typer.Option(help="cosine or l2.")] = "cosine",
+    max_iter: Annotated[int, typer.Option(help="Most k-means iterations.")] = 100,
+    n_clusters: Annotated[
+        int | None, typer.Option(help="k-means clusters; by default the number's square root.")
+    ] = None,
+    memory_gb: Annotated[float, typer.Option(help="Most memory for embeddings on a CPU.")] = 1.5,
+    backend: Annotated[str, typer.Option(help="cpu, or gpu for NeMo-Curator's workflow on cuML.")] = "cpu",
+    dataframes: Annotated[str, typer.Option(help="Library of the tables of results: pandas or cudf.")] = "pandas",
+    as_json: Json = False,
+) -> None:
+    """Deduplicate embeddings of any number: near-duplicates and a summary by distance; the best resolution stays."""
+    from curator_stages.dedup.config import SemanticDedupConfig
+    from curator_stages.dedup.semantic import semantic_dedup
+
+    config = SemanticDedupConfig(
+        eps_to_extract=eps_to_extract,
+        sim_metric=sim_metric,
+        max_iter=max_iter,
+        n_clusters=n_clusters,
+        memory_gb=memory_gb,
+        backend=backend,
+        dataframes=dataframes,
+    )
+    show(dataclasses.asdict(semantic_dedup(embeddings, output, config)), as_json=as_json)
 
 
 def tokenize(

@@ -9,8 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from curator_stages import decode
-from curator_stages.decode import UnusableVideoError, decode_span, probe
+from curator_stages import decode, source_frames
+from curator_stages.decode import decode_span, probe
+from curator_stages.source_frames import SourceFrame
 from nemo_cosmos.video_io import write_video
 from tests.unit.curator_stages.samples import moving_texture
 
@@ -44,36 +45,18 @@ def test_frames_come_at_the_stored_size_and_upright(tmp_path: Path) -> None:
 
 def test_damage_gives_the_frames_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "v.mp4", numbered(20), fps=10)
-    pictures = decode._pictures
+    whole = decode.source_frames
 
-    def damaged(*args: object) -> Iterator[np.ndarray]:
-        yield from itertools.islice(pictures(*args), 8)
+    def damaged(*args: object, **options: object) -> Iterator[SourceFrame]:
+        yield from itertools.takewhile(lambda f: f.index < 13, whole(*args, **options))
         raise av.InvalidDataError(0, "bad packet")
 
-    monkeypatch.setattr(decode, "_pictures", damaged)
+    monkeypatch.setattr(decode, "source_frames", damaged)
     decoded = decode_span(path, start_frame=5, end_frame=None, fps=10.0, size=(32, 32))
     assert numbers(decoded.frames) == list(range(5, 13))
     assert decoded.error == "cannot be decoded after frame 13 (bad packet)"
 
 
-def test_unusable_files_say_why(tmp_path: Path) -> None:
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
-    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000, layout="mono")
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        silence.sample_rate = 16000
-        container.mux(stream.encode(silence))
-        container.mux(stream.encode())
-    for name, reason in (
-        ("empty", "0 bytes"),
-        ("noise", r"cannot be opened as a video \(Invalid data[^/]*\)$"),
-        ("sound", "no video stream"),
-    ):
-        with pytest.raises(UnusableVideoError, match=reason):
-            probe(tmp_path / f"{name}.mp4")
-
-
 def test_a_stream_that_does_not_time_its_frames_is_told() -> None:
     with pytest.raises(av.InvalidDataError, match="without time base"):
-        decode._time_base(types.SimpleNamespace(time_base=None))
+        source_frames._time_base(types.SimpleNamespace(time_base=None))

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.tasks import EmptyTask, Task
 
-from curator_stages.executor import InProcessExecutor, make_executor
+from curator_stages.config import CurationConfig
+from curator_stages.executor import InProcessExecutor, make_executor, ray_over_allocation
+from curator_stages.pipeline import in_process_workers
 from nemo_cosmos.errors import UserError
+from tests.unit.curator_stages.worker_stages import Number, Numbers, Tell, WaitForAll
 
 
 @dataclass
@@ -92,3 +101,104 @@ def test_executors_by_name() -> None:
     assert type(make_executor("xenna")).__name__ == "XennaExecutor"
     with pytest.raises(UserError, match="slurmish"):
         make_executor("slurmish")
+
+
+def told(tasks: list[Number]) -> dict[int, int]:
+    """The process that each number went through."""
+    return {task.data: task.process for task in tasks}
+
+
+def test_workers_share_the_tasks_and_one_that_waits_for_all_is_here(tmp_path: Path) -> None:
+    stages = [Numbers(12), Tell(), WaitForAll()]
+    result = Pipeline(name="p", stages=stages).run(InProcessExecutor(workers=2))
+    processes = told(result)
+    assert sorted(processes) == list(range(12))
+    assert len(set(processes.values())) == 2 and os.getpid() not in processes.values()
+    assert stages[2].batches == [12]
+    assert {perf.stage_name for perf in result[0]._stage_perf} == {"numbers", "tell", "wait_for_all"}
+    assert not any(_alive(process) for process in processes.values())
+
+
+def test_a_worker_that_dies_is_replaced_and_its_task_told(tmp_path: Path) -> None:
+    lost: list[tuple[int, str]] = []
+    executor = InProcessExecutor(workers=2, on_lost=lambda task, why: lost.append((task.data, why)))
+    stages = [Numbers(6), Tell(folder=str(tmp_path), dies_once_at=1, dies_at=4)]
+    processes = told(Pipeline(name="p", stages=stages).run(executor))
+    assert sorted(processes) == [0, 1, 2, 3, 5]
+    assert lost == [(4, "its worker was killed by SIGKILL, twice (out of memory?)")]
+
+
+def test_a_task_that_kills_its_worker_ends_the_run_where_nobody_is_told() -> None:
+    with pytest.raises(RuntimeError, match="killed by SIGKILL, twice"):
+        Pipeline(name="p", stages=[Numbers(3), Tell(dies_at=1)]).run(InProcessExecutor(workers=2))
+
+
+@pytest.mark.parametrize("stage", [Tell(fails_at=2), Tell(fails_at=-1)], ids=["process", "setup"])
+def test_what_a_stage_raises_in_a_worker_ends_the_run(stage: Tell) -> None:
+    with pytest.raises(UserError, match="enough"):
+        Pipeline(name="p", stages=[Numbers(4), stage]).run(InProcessExecutor(workers=2))
+
+
+def test_workers_go_with_a_killed_parent(tmp_path: Path) -> None:
+    code = """
+import sys
+from nemo_curator.pipeline import Pipeline
+from curator_stages.executor import InProcessExecutor
+from tests.unit.curator_stages.worker_stages import Numbers, Tell
+stages = [Numbers(2), Tell(folder=sys.argv[1], sleep_s=60)]
+Pipeline(name="p", stages=stages).run(InProcessExecutor(workers=2))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    _wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
+    parent.kill()
+    parent.wait()
+    workers = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+    _wait_until(lambda: not any(_alive(worker) for worker in workers))
+
+
+def _alive(process: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_workers_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    executor = InProcessExecutor(workers=None)
+    assert [executor._num_workers(tasks) for tasks in (0, 3, 8, 30, 1000)] == [1, 1, 2, 7, 8]
+    assert InProcessExecutor(workers=3)._num_workers(1) == 3
+
+
+def test_ray_is_started_over_a_slurm_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemo_curator.core.client import SlurmRayClient
+
+    log: list[str] = []
+    monkeypatch.setattr(SlurmRayClient, "start", lambda self: log.append("start"))
+    monkeypatch.setattr(SlurmRayClient, "stop", lambda self: log.append("stop"))
+    monkeypatch.setenv("SLURM_NNODES", "1")
+    with ray_over_allocation("xenna"):
+        assert log == []
+    monkeypatch.setenv("SLURM_NNODES", "4")
+    with ray_over_allocation("in_process"):
+        assert log == []
+    with ray_over_allocation("xenna"):
+        assert log == ["start"]
+    assert log == ["start", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("captioner", "device", "workers"),
+    [("none", "cpu", None), ("openai:m", "cpu", None), ("transformers:m", "cpu", 1), ("none", "cuda", 1)],
+)
+def test_models_are_held_once(captioner: str, device: str, workers: int | None) -> None:
+    config = CurationConfig(captioner=captioner, device=device)
+    assert in_process_workers(config) == workers

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from nemo_curator.tasks import EmptyTask
 
 from curator_stages.config import CurationConfig
+from curator_stages.executor import InProcessExecutor
 from curator_stages.pipeline import curate
 from curator_stages.stages.save_span import SaveSpanStage
 from curator_stages.work import WorkFolder
@@ -156,6 +158,25 @@ def test_what_a_ray_worker_raised_is_unwrapped(
     assert str(caught.value) == "the disk is full"
 
 
+def test_a_span_that_kills_its_worker_is_a_row_and_the_rest_goes_on(
+    videos: Path, tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(self: InProcessExecutor, stages: list, _: object = None) -> None:
+        for task in stages[0].process(EmptyTask()):
+            self._on_lost(task, "its worker was killed by SIGKILL, twice")
+
+    whole = InProcessExecutor.execute
+    monkeypatch.setattr(
+        InProcessExecutor,
+        "execute",
+        lambda self, stages, tasks=None: (whole if tasks else execute)(self, stages, tasks),
+    )
+    summary = curate(videos, tmp_path / "out", config, progress=False)
+    assert summary.rejected == {"executor": 4} and summary.num_videos == 4
+    rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert {row["rejected_reason"] for row in rows} == {"its worker was killed by SIGKILL, twice"}
+
+
 def test_two_runs_at_once_are_refused(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
     with WorkFolder(tmp_path / "out" / ".work").locked(), pytest.raises(UserError, match="another curation run"):
         curate(videos, tmp_path / "out", config, progress=False)
@@ -190,7 +211,16 @@ def test_import_brings_no_torch_and_no_megatron() -> None:
 
 
 @pytest.mark.slow
-def test_ray_data_gives_what_this_process_gives(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
-    curate(videos, tmp_path / "ray", config, "ray_data", progress=False)
+@pytest.mark.parametrize("executor", ["ray_data", "xenna"])
+def test_ray_gives_what_this_process_gives(videos: Path, tmp_path: Path, config: CurationConfig, executor: str) -> None:
+    curate(videos, tmp_path / "ray", config, executor, progress=False)
     curate(videos, tmp_path / "here", config, progress=False)
     assert outputs(tmp_path / "ray") == outputs(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_twenty_kills_lose_nothing(tmp_path: Path, workers: int) -> None:
+    command = [sys.executable, "-m", "tests.unit.curator_stages.kill_many_times", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*command, "--kills", "20", "--workers", str(workers)], check=True, env=environment)

@@ -14,7 +14,7 @@ def spliced() -> list[np.ndarray]:
     return [f for n in ("carphone_pristine", "bikes", "bigbuckbunny") for f in real_frames(n, 0, 20)]
 
 
-@pytest.mark.parametrize(("detector", "cuts"), [("content", [20, 40]), ("transnetv2", [20, 40]), ("none", [])])
+@pytest.mark.parametrize(("detector", "cuts"), [("content", [20, 40]), ("transnetv2", [20, 40]), ("fixed_stride", [])])
 def test_cuts_between_real_clips_are_found(spliced: list[np.ndarray], detector: str, cuts: list[int]) -> None:
     config = CurationConfig(captioner="none", shot_detector=detector)
     assert make_detector(config).cuts(spliced, 25.0) == cuts

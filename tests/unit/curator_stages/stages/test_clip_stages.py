@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
-import types
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +10,14 @@ import av
 import numpy as np
 import pytest
 
-from curator_stages.captioners import make_captioner
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan
-from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.embed import EmbedStage
-from curator_stages.stages.motion import MotionFilterStage, motion_scores
+from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.reader import plan_spans
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.transcode import TranscodeStage, encode_h264
-from curator_stages.tasks import Clip, ClipsTask, SpanTask
-from nemo_cosmos.contracts import CaptionWindow
+from curator_stages.tasks import ClipsTask, SpanTask
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import read_video, write_video
 from tests.unit.curator_stages.samples import SIZE, moving_texture, real_frames, simulated_video, write_simulated
@@ -45,6 +39,14 @@ def test_clips_are_shots_cut_into_windows(tmp_path: Path, config: CurationConfig
     assert spans == [(0, 10, None), (10, 10, None), (20, 5, None), (25, 3, too_short), (28, 8, None)]
     assert [c.frames.shape for c in task.kept()] == [(n, SIZE, SIZE, 3) for n in (10, 10, 5, 8)]
     assert len({c.record.clip_id for c in task.data}) == 5
+
+
+def test_shots_under_2_s_are_dropped_and_those_over_60_s_are_cut(tmp_path: Path, config: CurationConfig) -> None:
+    shots = [moving_texture(n, seed=n, speed=1) for n in (3, 130, 4)]
+    write_video(tmp_path / "v.mp4", np.concatenate(shots), fps=2)
+    task = split(tmp_path, replace(config, min_s=2.0, max_s=60.0, span_s=120.0))
+    spans = [(c.record.start_frame, c.record.num_frames, c.kept) for c in task.data]
+    assert spans == [(0, 3, False), (3, 120, True), (123, 10, True), (133, 4, True)]
 
 
 def test_largest_number_of_clips_is_kept_to(tmp_path: Path, config: CurationConfig) -> None:
@@ -106,21 +108,6 @@ def test_mp4_has_short_groups_of_pictures_and_good_quality() -> None:
     assert keys == [0, 8, 16]
 
 
-def test_motion_is_displacement_over_height_plus_width() -> None:
-    frames = moving_texture(10, seed=1, height=128, width=128, speed=2)
-    mean, least = motion_scores(frames, pairs=4, patch=64)
-    assert mean == pytest.approx(2 / 256, rel=0.15)
-    assert least == pytest.approx(mean, rel=0.3)
-
-
-def test_stillest_patch_is_seen() -> None:
-    frames = moving_texture(10, seed=1, height=128, width=128)
-    frames[:, :64, :64] = frames[0, :64, :64]
-    mean, least = motion_scores(frames, pairs=4, patch=64)
-    # Flow is smeared across the border of the still corner: its middle measures 0.01 of the moving part.
-    assert least < 0.2 * mean
-
-
 def test_still_clips_are_rejected_even_with_grain(tmp_path: Path, config: CurationConfig) -> None:
     still = np.repeat(moving_texture(1, seed=1), 10, axis=0).astype(int)
     grain = np.random.default_rng(0).normal(0, 2, still.shape)
@@ -131,65 +118,6 @@ def test_still_clips_are_rejected_even_with_grain(tmp_path: Path, config: Curati
         assert task.data[0].kept == kept
         assert set(task.data[0].record.scores) > {"motion_global_mean", "motion_per_patch_min_256"}
     assert task.data[0].record.rejected_reason.startswith("too still: motion_global_mean")
-
-
-class Shuffling:
-    """Answers in another order than it was asked."""
-
-    def caption(self, clips: Sequence[Clip]) -> dict[str, tuple[CaptionWindow, ...]]:
-        return {
-            clip.record.clip_id: (
-                CaptionWindow(
-                    start_frame=0, end_frame=1, text=f"starts at {clip.record.start_frame}", captioner="test"
-                ),
-            )
-            for clip in reversed(clips)
-        }
-
-
-class Forgetful(Shuffling):
-    def caption(self, clips: Sequence[Clip]) -> dict[str, tuple[CaptionWindow, ...]]:
-        return super().caption(clips[1:])
-
-
-@pytest.fixture
-def captioners(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("my_captioners")
-    module.Shuffling, module.Forgetful = Shuffling, Forgetful
-    monkeypatch.setitem(sys.modules, "my_captioners", module)
-
-
-def captioned(task: ClipsTask, config: CurationConfig, name: str) -> ClipsTask:
-    stage = CaptionStage(config=replace(config, captioner=f"my_captioners:{name}"))
-    stage.setup()
-    return stage.process(task)
-
-
-def test_captions_never_land_on_another_clip(tmp_path: Path, config: CurationConfig, captioners: None) -> None:
-    write_video(tmp_path / "v.mp4", moving_texture(30, seed=1), fps=10)
-    task = split(tmp_path, replace(config, max_s=1.0))
-    task.data.reverse()
-    task.data[1].reject("motion_filter", "still")
-    captions = [[w.text for w in c.record.captions] for c in captioned(task, config, "Shuffling").data]
-    assert captions == [["starts at 20"], [], ["starts at 0"]]
-
-
-def test_captioner_that_leaves_a_clip_out_fails(tmp_path: Path, config: CurationConfig, captioners: None) -> None:
-    write_video(tmp_path / "v.mp4", moving_texture(30, seed=1), fps=10)
-    with pytest.raises(ValueError, match="Forgetful"):
-        captioned(split(tmp_path, replace(config, max_s=1.0)), config, "Forgetful")
-
-
-def test_sidecar_captions_win_and_are_cut_to_the_clip(tmp_path: Path, config: CurationConfig, captioners: None) -> None:
-    write_simulated(tmp_path, "v", simulated_video(20), seed=1)
-    task = captioned(split(tmp_path, replace(config, max_s=1.0)), config, "Shuffling")
-    assert [[w.text for w in c.record.captions] for c in task.data] == [["drive first half"], ["drive second half"]]
-
-
-@pytest.mark.parametrize("name", ["no_such_package:Captioner", "curator_stages.tasks:NoSuchCaptioner", "vila"])
-def test_unavailable_captioner_is_a_user_error(name: str) -> None:
-    with pytest.raises(UserError, match=name):
-        make_captioner(name)
 
 
 def test_embedding_tells_clips_apart_and_drops_frames(tmp_path: Path, config: CurationConfig) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 
 from curator_stages.config import CurationConfig
+from curator_stages.dedup.clips import Duplicate, mark_duplicates
+from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.semantic_dedup import SemanticDedupStage, find_duplicates
 from curator_stages.stages.transcode import encode_h264
@@ -51,11 +57,16 @@ def near(similarities: list[float]) -> np.ndarray:
     return np.stack(rows).astype(np.float32)
 
 
+def duplicates(records: list[ClipRecord], embeddings: np.ndarray, config: CurationConfig) -> dict[int, int]:
+    """The better clip that each duplicate is nearest to."""
+    found = find_duplicates(records, lambda: [embeddings], embeddings.shape[1], config)
+    return {row: duplicate.of for row, duplicate in found.items()}
+
+
 def test_highest_resolution_is_kept_then_the_longest(config: CurationConfig) -> None:
     records = [record("small", pixels=50, frames=30), record("short"), record("best", frames=20), record("other")]
     same = np.repeat(near([]), 3, axis=0)
-    found = find_duplicates(records, np.concatenate([same, near([0.5])[1:]]), config)
-    assert found == {0: (2, pytest.approx(1.0)), 1: (2, pytest.approx(1.0))}
+    assert duplicates(records, np.concatenate([same, near([0.5])[1:]]), config) == {0: 2, 1: 2}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +85,7 @@ def test_highest_resolution_is_kept_then_the_longest(config: CurationConfig) -> 
 def test_what_is_held_against_what(
     config: CurationConfig, first: ClipRecord, second: ClipRecord, similarity: float, duplicate: bool
 ) -> None:
-    assert bool(find_duplicates([first, second], near([similarity]), config)) is duplicate
+    assert bool(duplicates([first, second], near([similarity]), config)) is duplicate
 
 
 def test_clusters_give_what_one_cluster_gives(config: CurationConfig) -> None:
@@ -83,16 +94,32 @@ def test_clusters_give_what_one_cluster_gives(config: CurationConfig) -> None:
     noisy = centres.repeat(5, 0) + rng.normal(0, 0.01, (200, 16))
     embeddings = (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
     records = [record(f"{i:03d}") for i in range(200)]
-    whole = find_duplicates(records, embeddings, config)
-    assert find_duplicates(records, embeddings, replace(config, dedup_clusters=8)) == whole
+    whole = duplicates(records, embeddings, config)
+    assert duplicates(records, embeddings, replace(config, dedup_clusters=8)) == whole
     assert set(whole) == set(range(200)) - set(range(0, 200, 5))
+
+
+def test_same_pictures_are_found_by_their_bytes(clips: list[StoredClip]) -> None:
+    better, twin, acting = (record(name, frames=10, pixels=p) for name, p in (("x", 300), ("y", 100), ("z", 100)))
+    acting = replace(acting, conditions=Conditions(actions=[[1.0] * 7] * 9))
+    copies = [StoredClip(record=item, folder=clips[0].folder) for item in (twin, better, acting)]
+    for copy in copies:
+        copy.file(".mp4").write_bytes(clips[0].file(".mp4").read_bytes())
+    done = ExactDedupStage().process(ClipSetTask(dataset_name="clips", data=[*clips, *copies])).data
+    rejected = {c.record.clip_id: c.record.rejected_reason for c in done if c.record.rejected_by == "exact_dedup"}
+    assert rejected == {"a": "the same pictures as x", "y": "the same pictures as x"}
+
+
+def test_a_chain_of_duplicates_names_the_kept_one(clips: list[StoredClip]) -> None:
+    found = {0: Duplicate(1, "like {}", {}), 1: Duplicate(2, "like {}", {"dedup_similarity": 0.5})}
+    first, second = (c.record for c in mark_duplicates(clips, range(4), found, "semantic_dedup")[:2])
+    assert (first.tags, first.rejected_reason) == (("duplicate_of:c",), "like b")
+    assert second.scores["dedup_similarity"] == 0.5
 
 
 @pytest.fixture
 def clips(tmp_path: Path) -> list[StoredClip]:
     """Four clips with files, one of them a duplicate, and one rejected without files."""
-    import cv2
-
     records = [record("a"), record("b", frames=12, pixels=200), record("c", frames=20), record("d")]
     stored = []
     for number, (item, vector) in enumerate(zip(records, near([0.99, 0.2, 0.1]), strict=True)):
@@ -161,10 +188,37 @@ def test_manifest_has_a_row_for_every_clip(clips: list[StoredClip], tmp_path: Pa
 def test_report_tells_everything(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
     run_set(clips, tmp_path / "out", config)
     page = (tmp_path / "out" / "report.html").read_text()
-    for part in ("Funnel", "Near-duplicates", "a.mp4 and b.mp4", "the file is empty", "data:image/jpeg"):
+    for part in (
+        "Funnel",
+        "Near-duplicates",
+        "similarity 0.990",
+        "the file is empty",
+        "data:image/jpeg",
+        "data:video/mp4",
+    ):
         assert part in page
+    assert page.index("kept · b.mp4") < page.index("semantic_dedup · a.mp4")
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page), "fetches something from outside"
     summary = json.loads((tmp_path / "out" / "report.json").read_text())
     assert summary["num_kept"] == 3 and summary["rejected"] == {"read": 1, "semantic_dedup": 1}
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_report_is_drawn_by_a_browser(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
+    run_set(clips, tmp_path / "out", config)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,4000"]
+    picture = tmp_path / "page.png"
+    page = f"file://{tmp_path / 'out' / 'report.html'}"
+    subprocess.run([*command, f"--screenshot={picture}", page], check=True, capture_output=True, timeout=60)
+    seen = cv2.imread(str(picture))
+    assert seen.shape[1] == 1000
+    inked = (np.abs(seen.astype(int) - seen[0, 0]).max(-1) > 30).any(1)
+    assert inked[:2500].mean() > 0.4, "most of the page is blank"
+    drawn = subprocess.run([*command, "--dump-dom", page], check=True, capture_output=True, text=True, timeout=60)
+    assert drawn.stdout.count("<figure>") == (tmp_path / "out" / "report.html").read_text().count("<figure>")
 
 
 def test_a_set_with_nothing_kept_is_still_reported(

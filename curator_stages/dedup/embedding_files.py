@@ -1,0 +1,95 @@
+"""Embeddings in parquet files, read in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from nemo_cosmos.errors import user_error
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS_AT_ONCE = 8192
+_BETTER_IF_LARGER = ("pixels", "duration_s")
+
+
+@dataclass(frozen=True)
+class EmbeddingFiles:
+    """Parquet files with columns `id`, `embedding`, `pixels` (of the source, height times width) and `duration_s`."""
+
+    paths: tuple[str, ...]
+    dim: int
+    ids: np.ndarray
+    """Bytes [N]."""
+    ranks: np.ndarray
+    """int32 [N]; 0 has the most pixels, among equal ones is the longest, and then comes by its id."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Reads all columns but the embeddings.
+
+        Args:
+            folder: Searched recursively for `*.parquet`; or one file.
+
+        Raises:
+            UserError: There is no file, a column is missing, or ids occur twice.
+        """
+        root = Path(folder)
+        paths = tuple(str(p) for p in ([root] if root.is_file() else sorted(root.rglob("*.parquet"))))
+        if not paths:
+            raise user_error("embeddings", str(folder), "a folder with *.parquet files", "Check the path.")
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("id", *_BETTER_IF_LARGER)}
+        for batch in _batches(paths, ["id", *_BETTER_IF_LARGER]):
+            columns["id"].append(np.asarray(batch.column("id").cast("string").to_pylist(), dtype=bytes))
+            for name in _BETTER_IF_LARGER:
+                columns[name].append(batch.column(name).cast("float64").to_numpy(zero_copy_only=False))
+        if not columns["id"]:
+            raise user_error("embeddings", str(folder), "at least one row", "Write some first.")
+        ids = np.concatenate(columns["id"])
+        order = np.lexsort((ids, *(-np.concatenate(columns[name]) for name in reversed(_BETTER_IF_LARGER))))
+        ranks = np.empty(len(ids), np.int32)
+        ranks[order] = np.arange(len(ids))
+        _check_unique(ids)
+        return cls(paths, _dim_of(paths[0]), ids, ranks)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Gives the embeddings, float32 [n, D] each, in the order of `ids`.
+
+        Raises:
+            UserError: One has another length.
+        """
+        for batch in _batches(self.paths, ["embedding"]):
+            column = batch.column("embedding")
+            values = column.flatten().to_numpy(zero_copy_only=False)
+            if len(values) != len(batch) * self.dim:
+                raise user_error(
+                    "embedding", "lists of several lengths", f"{self.dim} numbers each", "Write them anew."
+                )
+            yield values.reshape(-1, self.dim)
+
+
+def _batches(paths: tuple[str, ...], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            if missing := sorted(set(columns) - set(file.schema_arrow.names)):
+                raise user_error(path, f"no column {missing}", "id, embedding, pixels and duration_s", "Add it.")
+            yield from file.iter_batches(_ROWS_AT_ONCE, columns=columns)
+
+
+def _dim_of(path: str) -> int:
+    first = next(_batches((path,), ["embedding"])).column("embedding")
+    return len(first[0])
+
+
+def _check_unique(ids: np.ndarray) -> None:
+    ordered = np.sort(ids)
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(twice):
+        raise user_error("id", ordered[twice[0]].decode(), "every id once", "Remove the second row, or rename it.")

@@ -1,0 +1,127 @@
+"""Tables that semantic deduplication writes."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from curator_stages.dedup.config import SemanticDedupConfig
+from curator_stages.dedup.neighbours import Neighbours
+from nemo_cosmos.errors import UserError
+
+PAIRWISE = "pairwise_results"
+DUPLICATES = "duplicates.parquet"
+SUMMARY = "dedup_summary.csv"
+_ROWS_PER_FILE = 1 << 20
+_SIMILARITY, _DISTANCE = "cosine_sim_score", "l2_distance"
+
+
+@dataclass(frozen=True)
+class EpsSummary:
+    """One line of `dedup_summary.csv`."""
+
+    eps: float
+    kept: int
+    removed: int
+    total: int
+    complete: bool
+    """Whether every duplicate at this distance has been found; else some may have been missed across clusters."""
+
+
+def write_pairwise(folder: Path, ids: np.ndarray, found: Neighbours, config: SemanticDedupConfig) -> None:
+    """Writes every embedding's nearest better one: `id`, `max_id`, `cosine_sim_score` or `l2_distance`, `cluster`.
+
+    Names and rule are those of NeMo-Curator's workflow: what has no better one in its cluster names itself, at
+    similarity 0 or distance infinity.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    for start in range(0, len(ids), _ROWS_PER_FILE):
+        part = slice(start, start + _ROWS_PER_FILE)
+        own = ids[part]
+        nearest = found.nearest[part]
+        distances = found.distances[part]
+        columns = {
+            "id": pa.array(own.astype(str)),
+            "max_id": pa.array(np.where(nearest < 0, own, ids[nearest]).astype(str)),
+            "cluster": pa.array(found.clusters[part]),
+        }
+        if config.sim_metric == "cosine":
+            columns[_SIMILARITY] = pa.array(np.where(nearest < 0, 0, 1 - distances).astype(np.float32))
+        else:
+            columns[_DISTANCE] = pa.array(distances)
+        pq.write_table(pa.table(columns), folder / f"part-{start // _ROWS_PER_FILE:06d}.parquet")
+
+
+def write_duplicates(folder: Path, config: SemanticDedupConfig, *, num_cut: int = 0) -> list[EpsSummary]:
+    """Writes what `eps_to_extract` removes and the summary by distance, from the pairwise table, file by file.
+
+    Args:
+        folder: Holds `pairwise_results`, of either backend.
+        config: Settings.
+        num_cut: Embeddings that were not compared on all sides.
+
+    Returns:
+        A line per distance of `eps_list` and `eps_to_extract`.
+
+    Raises:
+        UserError: The library of `config.dataframes` is not installed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    frames = _dataframe_library(config.dataframes)
+    eps_list = sorted({*config.eps_list, config.eps_to_extract})
+    removed, total = [0] * len(eps_list), 0
+    writer = None
+    for path in sorted((folder / PAIRWISE).rglob("*.parquet")):
+        table = frames.read_parquet(path)
+        distances = _distances(table)
+        total += len(table)
+        removed = [count + int((distances <= eps).sum()) for count, eps in zip(removed, eps_list, strict=True)]
+        schema = pq.read_schema(path).remove_metadata()  # which no rows at all would not tell
+        duplicates = _to_pandas(table[distances <= config.eps_to_extract])
+        writer = writer or pq.ParquetWriter(folder / DUPLICATES, schema)
+        writer.write_table(pa.Table.from_pandas(duplicates, schema, preserve_index=False))
+    if writer is not None:
+        writer.close()
+    lines = [
+        EpsSummary(eps, total - count, count, total, complete=eps <= config.eps_to_extract and num_cut == 0)
+        for eps, count in zip(eps_list, removed, strict=True)
+    ]
+    _write_summary(folder / SUMMARY, lines)
+    return lines
+
+
+def _write_summary(path: Path, lines: Sequence[EpsSummary]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["eps", "kept", "removed", "total", "complete"])
+        writer.writerows([line.eps, line.kept, line.removed, line.total, line.complete] for line in lines)
+
+
+def _dataframe_library(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"dataframes: {name!r} is not installed ({error}). Install it, or choose `pandas`.") from error
+
+
+def _distances(table: Any) -> Any:  # noqa: ANN401 - a pandas or cudf frame and its column
+    if _DISTANCE in table.columns:
+        return table[_DISTANCE]
+    # In single precision 1 - similarity would put some exact thresholds on the wrong side.
+    return (1 - table[_SIMILARITY].astype("float64")).round(7)
+
+
+def _to_pandas(table: Any) -> Any:  # noqa: ANN401 - a pandas or cudf frame
+    return table.to_pandas() if hasattr(table, "to_pandas") else table

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curator_stages.dedup.perceptual import close_pairs, perceptual_hash
+from curator_stages.stages.perceptual_dedup import find_look_alikes
+from curator_stages.stages.transcode import encode_h264
+from nemo_cosmos.video_io import read_video
+from tests.unit.curator_stages.samples import real_frames
+from tests.unit.curator_stages.stages.test_set_stages import record
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), most_apart=st.integers(0, 31))
+def test_pairs_are_those_of_brute_force(seed: int, most_apart: int) -> None:
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (60, 256), dtype=np.uint8)
+    for copy in range(30, 60):  # each differs from another one in 0 to 40 bits
+        bits[copy] = bits[copy - 30]
+        bits[copy, rng.permutation(256)[: rng.integers(0, 41)]] ^= 1
+    apart = (bits[:, None] != bits).sum(-1)
+    expected = {(i, j, int(apart[i, j])) for i in range(60) for j in range(i + 1, 60) if apart[i, j] <= most_apart}
+    assert set(close_pairs(np.packbits(bits, axis=1), most_apart)) == expected
+
+
+@pytest.fixture(scope="module")
+def bikes() -> np.ndarray:
+    return np.stack(real_frames("bikes", 0, 48, size=128))
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.unpackbits(perceptual_hash(a) ^ perceptual_hash(b)).sum())
+
+
+@pytest.mark.parametrize("change", ["encoded", "smaller", "brighter", "grey"])
+def test_a_changed_copy_looks_the_same(bikes: np.ndarray, change: str) -> None:
+    changed = {
+        "encoded": lambda: read_video(encode_h264(bikes, fps=25, crf=38, gop=25))[0],
+        "smaller": lambda: np.stack([cv2.resize(f, (72, 72), interpolation=cv2.INTER_AREA) for f in bikes]),
+        "brighter": lambda: np.clip(bikes * 0.8 + 40, 0, 255).astype(np.uint8),
+        "grey": lambda: np.stack(
+            [cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for f in bikes]
+        ),
+    }[change]()
+    assert distance(bikes, changed) <= 20
+
+
+def test_another_video_and_another_time_look_different(bikes: np.ndarray) -> None:
+    assert distance(bikes, np.stack(real_frames("bigbuckbunny", 0, 48, size=128))) > 60
+    assert distance(bikes, np.stack(real_frames("bikes", 120, 168, size=128))) > 30
+
+
+def test_a_dark_clip_has_no_hash(bikes: np.ndarray) -> None:
+    assert perceptual_hash(bikes // 64) is None
+
+
+def test_the_better_copy_is_kept_and_one_video_is_not_compared_with_itself() -> None:
+    same = np.zeros((5, 32), np.uint8)
+    same[4] = 255
+    records = [record("a", pixels=50), record("b", pixels=200), record("c"), record("d", pixels=90), record("e")]
+    records[3] = type(records[3])(**vars(records[3]) | {"source_video": "b.mp4"})
+    found = find_look_alikes(records, same, 20)
+    assert {row: duplicate.of for row, duplicate in found.items()} == {0: 1, 2: 1, 3: 2}
+    rolled = [record("a", rollout="x"), record("b", rollout="y"), record("c", rollout="x")]
+    assert {row: d.of for row, d in find_look_alikes(rolled, same[:3], 20).items()} == {2: 0}

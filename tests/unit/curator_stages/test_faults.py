@@ -1,0 +1,246 @@
+"""Files with something wrong about them, through the decoder and through the whole pipeline."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from curator_stages import source_frames
+from curator_stages.config import CurationConfig
+from curator_stages.decode import DecodedSpan, UnusableVideoError, decode_span, probe
+from curator_stages.pipeline import curate
+from curator_stages.source_frames import DecodeLimits
+from nemo_cosmos.errors import UserError
+from nemo_cosmos.video_io import write_video
+from tests.unit.curator_stages import faulty_files
+from tests.unit.curator_stages.samples import moving_texture
+
+
+def decode(path: Path, *, size: tuple[int, int] = (64, 96), **options: object) -> DecodedSpan:
+    fps = probe(path).fps
+    return decode_span(path, start_frame=0, end_frame=None, fps=fps, size=size, **options)
+
+
+def apart(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.astype(float) - second).mean())
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return moving_texture(20, seed=1, height=64, width=96)
+
+
+def test_files_without_pictures_say_why(tmp_path: Path) -> None:
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "text.mp4").write_text("not a video\n" * 100)
+    faulty_files.write_sound(tmp_path / "sound.mp4")
+    for name, reason in (
+        ("noise", r"cannot be opened as a video \([^/]*\)$"),
+        ("text", r"cannot be opened as a video \([^/]*\)$"),
+        ("sound", "no video stream"),
+    ):
+        with pytest.raises(UnusableVideoError, match=reason):
+            probe(tmp_path / f"{name}.mp4")
+
+
+def test_a_playlist_that_calls_itself_a_video_opens_nothing(tmp_path: Path, frames: np.ndarray) -> None:
+    write_video(tmp_path / "secret.mp4", frames, fps=10)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile 'secret.mp4'\n")
+    with pytest.raises(UnusableVideoError, match="cannot be opened"):
+        probe(tmp_path / "list.mp4")
+
+
+def test_a_wrong_extension_is_no_harm(tmp_path: Path, frames: np.ndarray) -> None:
+    path = faulty_files.write(tmp_path / "v.mp4", frames, container="matroska")
+    assert len(decode(path).frames) == 20
+
+
+def test_truncated_file_gives_what_is_whole(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 64, 96, 3), dtype=np.uint8)
+    path = faulty_files.write(
+        tmp_path / "v.mkv", noise, container="matroska", options={"g": "5", "bf": "0", "crf": "4"}
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    decoded = decode(path)
+    assert 15 <= len(decoded.frames) <= 21
+    for shown, encoded in zip(decoded.frames[:15], noise, strict=False):
+        assert apart(shown, encoded) < 60  # colour is halved; two frames of noise are 85 apart
+
+
+def test_variable_rate_is_made_even(tmp_path: Path, frames: np.ndarray) -> None:
+    # 20 frames in 2 s: twice as fast in the first half second, a still of 0.6 s, then one each 0.1 s.
+    times = [*range(0, 500, 50), *range(1100, 2100, 100)]
+    path = faulty_files.write(tmp_path / "v.mkv", frames, container="matroska", times_ms=times, options={"bf": "0"})
+    decoded = decode_span(path, start_frame=0, end_frame=None, fps=10.0, size=(64, 96))
+    shown = [int(np.argmin([apart(f, g) for g in frames])) for f in decoded.frames]
+    assert len(shown) == 21
+    assert shown[11:] == list(range(10, 20))  # in time from 1.1 s on
+    assert set(shown[5:11]) == {shown[5]} and shown[:5] == sorted(shown[:5])
+    assert decoded.num_uneven >= 10
+    later = decode_span(path, start_frame=8, end_frame=14, fps=10.0, size=(64, 96))
+    assert [int(np.argmin([apart(f, g) for g in frames])) for f in later.frames] == shown[8:14]
+
+
+def test_even_rates_are_left_alone(tmp_path: Path, frames: np.ndarray) -> None:
+    for fps in (23.976, 29.97, 12.5):
+        assert decode(write_video(tmp_path / f"{fps}.mp4", frames, fps=fps)).num_uneven == 0
+
+
+def test_rotated_video_comes_upright(tmp_path: Path, frames: np.ndarray) -> None:
+    path = faulty_files.turn_clockwise(write_video(tmp_path / "v.mp4", frames, fps=10))
+    decoded = decode(path, size=(96, 64))
+    assert (decoded.source_height, decoded.source_width) == (96, 64)
+    assert apart(decoded.frames[0], np.rot90(frames[0], k=-1)) < 8
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt"), [("libx264", "yuv420p10le"), ("libx265", "yuv422p10le"), ("ffv1", "gray")]
+)
+def test_unusual_pixels_become_rgb(tmp_path: Path, frames: np.ndarray, codec: str, pix_fmt: str) -> None:
+    path = faulty_files.write(tmp_path / "v.mkv", frames, codec=codec, pix_fmt=pix_fmt, container="matroska")
+    decoded = decode(path)
+    assert decoded.frames[0].dtype == np.uint8 and len(decoded.frames) == 20
+    shown, expected = decoded.frames[3].astype(float).mean(-1), frames[3].astype(float) @ (0.299, 0.587, 0.114)
+    if pix_fmt == "gray":
+        assert apart(shown, expected) < 3
+    else:
+        assert apart(decoded.frames[3], frames[3]) < 16
+
+
+def test_interlaced_video_is_deinterlaced(tmp_path: Path) -> None:
+    moving = moving_texture(24, seed=1, height=64, width=96, speed=6)
+    woven = moving[::2].copy()
+    woven[:, 1::2] = moving[1::2, 1::2]
+    path = faulty_files.write(
+        tmp_path / "v.mpg",
+        woven,
+        codec="mpeg2video",
+        container="mpegts",
+        options={"flags": "+ildct+ilme", "q": "2"},
+        interlaced=True,
+    )
+    decoded = decode(path)
+
+    def comb(picture: np.ndarray) -> float:
+        """Differences between neighbouring lines, over those between lines of one field."""
+        grey = picture.astype(float).mean(-1)
+        return float(np.abs(np.diff(grey, axis=0)).mean() / np.abs(grey[2:] - grey[:-2]).mean())
+
+    assert decoded.deinterlaced and len(decoded.frames) == 12
+    assert comb(woven[5]) > 1.2 and comb(decoded.frames[5]) < 0.8
+
+
+def test_odd_sizes_are_cropped_to_even_ones(tmp_path: Path, config: CurationConfig) -> None:
+    odd = moving_texture(20, seed=1, height=72, width=104)[:, :67, :101]
+    path = faulty_files.write(tmp_path / "v.mkv", odd, codec="ffv1", pix_fmt="bgr0", container="matroska")
+    decoded = decode(path, size=(32, 48))
+    assert decoded.frames[0].shape == (32, 48, 3) and decoded.source_height == 67
+
+
+def test_huge_frames_are_refused_before_and_while_decoding(tmp_path: Path, frames: np.ndarray) -> None:
+    path = write_video(tmp_path / "v.mp4", frames, fps=10)
+    with pytest.raises(UnusableVideoError, match="96x64 are over 6,000 pixels"):
+        probe(path, max_pixels=6000)
+    # A header that tells of less than its pictures have.
+    faulty_files.claim_size(path, 16, 16)
+    decoded = decode(path, limits=DecodeLimits(max_pixels=6000))
+    assert not decoded.frames and "96x64 are over 6,000 pixels" in decoded.error
+
+
+def test_decoding_ends_in_time(tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "v.mp4", frames, fps=10)
+    clock = iter(range(1000))
+    monkeypatch.setattr(source_frames.time, "monotonic", lambda: float(next(clock)))
+    decoded = decode(path, limits=DecodeLimits(timeout_s=5))
+    assert len(decoded.frames) < 20 and "took longer than 5 s" in decoded.error
+
+
+@pytest.mark.parametrize("jump", [False, True], ids=["long", "jump"])
+def test_more_frames_than_the_header_tells_of_take_no_memory(tmp_path: Path, frames: np.ndarray, jump: bool) -> None:
+    times = [*range(0, 1900, 100), 10**9 if jump else 1900]
+    path = faulty_files.write(tmp_path / "v.mkv", frames, container="matroska", times_ms=times, options={"bf": "0"})
+    most = 1000 if jump else 12
+    decoded = decode_span(path, start_frame=0, end_frame=None, fps=10.0, size=(64, 96), most_frames=most)
+    assert len(decoded.frames) == (19 if jump else 12)
+    assert f"goes on after {most} frames" in decoded.error
+
+
+def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    frames = moving_texture(20, seed=1, height=64, width=96)
+    write_video(folder / "good.mp4", frames, fps=10)
+    write_video(folder / "one.mp4", frames[:1], fps=10)
+    faulty_files.write_sound(folder / "sound.mp4")
+    (folder / "empty.mp4").write_bytes(b"")
+    faulty_files.write(folder / "large.mp4", np.zeros((2, 256, 400, 3), np.uint8))
+    data = write_video(folder / "cut.mp4", frames, fps=10).read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    times = [*range(0, 500, 50), *range(1100, 2100, 100)]
+    faulty_files.write(folder / "uneven.mkv", frames, container="matroska", times_ms=times)
+    os.mkfifo(folder / "pipe.mp4")
+    write_video(folder / "locked" / "v.mp4", frames, fps=10)
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("locked"):  # the superuser may read what others may not
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    curate(folder, tmp_path / "out", replace(config, max_source_pixels=100_000), progress=False)
+    rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    told = {row["source_video"]: row for row in rows}
+    assert told["good.mp4"]["kept"] and told["uneven.mkv"]["rejected_by"] in (None, "semantic_dedup")
+    assert "source:variable_frame_rate" in told["uneven.mkv"]["tags"]
+    reasons = {
+        name: row["rejected_reason"] for name, row in told.items() if row["rejected_by"] in ("read", "shot_split")
+    }
+    for name, part in {
+        "one.mp4": "a single frame",
+        "sound.mp4": "no video stream",
+        "empty.mp4": "0 bytes",
+        "large.mp4": "frames of 400x256 are over 100,000 pixels",
+        "cut.mp4": "cannot be opened as a video",
+        "pipe.mp4": "is no file",
+        "locked/": "the folder cannot be read (Permission denied)",
+    }.items():
+        assert part in reasons.pop(name)
+    assert not reasons
+
+
+def test_full_disk_ends_the_run_with_its_reason_and_it_goes_on_afterwards(
+    videos: Path, tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes, written = Path.write_bytes, []
+
+    def full(path: Path, data: bytes) -> int:
+        if path.suffix == ".mp4":
+            written.append(path)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match="disk is full"):
+            curate(videos, tmp_path / "out", config, progress=False)
+    assert len(list((tmp_path / "out" / ".work" / "spans").glob("*/result.json"))) >= 1
+    assert curate(videos, tmp_path / "out", config, progress=False).num_kept
+
+
+def test_huge_file_of_stills_takes_little_memory_and_time(tmp_path: Path) -> None:
+    path = faulty_files.write(tmp_path / "v.mp4", np.zeros((3, 2160, 3840, 3), np.uint8))
+    started = time.monotonic()
+    decoded = decode(path, sample_every=1)
+    assert decoded.samples[0].shape == (540, 960, 3)
+    assert time.monotonic() - started < 30
