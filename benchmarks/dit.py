@@ -23,6 +23,7 @@ from nemo_cosmos.diffusion.config import DiTConfig
 from nemo_cosmos.diffusion.model import CosmosDiT
 from nemo_cosmos.diffusion.state_dict import to_diffusers
 from nemo_cosmos.parallel import startup
+from nemo_cosmos.parallel.host_memory import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIZES = {"num_layers": 7, "hidden_size": 512, "num_attention_heads": 4, "concat_padding_mask": False}
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5, help="counted runs of each (default: %(default)s)")
     args = parser.parse_args()
+    keep_freed_memory()  # as our training does; both have it
     with startup.initialize():
         print(f"{args.tokens} tokens; {machine()}")
         print(

@@ -23,35 +23,46 @@ class Measurement:
     seconds: float
     """Median of one call."""
     peak_mib: float
-    """Most memory that a call added to the process, the median of all calls; weights and inputs do not count."""
+    """Most memory that a call added to the process; weights and inputs do not count."""
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Measurement]:
     """Measures functions in turn, so that a machine that slows down slows all of them.
 
+    Time and memory are measured apart: before memory is, what earlier calls left goes back to the system, and a call
+    that must have it mapped again takes longer than one of a loop.
+
     Args:
         calls: Functions of no argument by name; each is run once before, uncounted.
         rounds: Counted runs of each.
     """
-    for call in calls.values():
-        call()
-    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    peaks = {name: _peak_mib(call) for name, call in calls.items()}
+    runs: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            runs[name].append(_one(call))
-    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in runs.items()}
-    return {name: Measurement(seconds=seconds, peak_mib=peak) for name, (seconds, peak) in medians.items()}
+            runs[name].append(_seconds(call))
+    return {name: Measurement(seconds=statistics.median(runs[name]), peak_mib=peaks[name]) for name in calls}
 
 
-def _one(call: Callable[[], object]) -> tuple[float, float]:
+def _seconds(call: Callable[[], object]) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
+
+
+def _peak_mib(call: Callable[[], object]) -> float:
+    call()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     _RESET.write_text("5")  # the high-water mark becomes what is resident now
-    before, start = _kib("VmRSS"), time.perf_counter()
+    before = _kib("VmRSS")
     result = call()
-    seconds, peak = time.perf_counter() - start, _kib("VmHWM")
+    peak = _kib("VmHWM")
     del result
-    return seconds, (peak - before) / 1024
+    return (peak - before) / 1024
 
 
 def _kib(field: str) -> int:

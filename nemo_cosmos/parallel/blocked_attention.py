@@ -1,17 +1,17 @@
 """Attention in bfloat16 on CPUs, from large matrix products.
 
 torch's own kernel for CPUs (`scaled_dot_product_attention`) works on small tiles in bfloat16 and reaches less than half
-of what the processor does in a large product of that type. Here one head's scores are made for a block of queries, or
-on the way back of keys, against all others at once, so that nearly all time goes into such products; no more than a
-block of scores is ever held.
+of what the processor does in a large product of that type. Here one head's scores are made for a block of queries against all keys at once,
+so that nearly all time goes into such products. For the way back the probabilities are kept, as Megatron's unfused
+attention keeps them (its selective recomputation does not), unless they are very many: then no more than a block of them
+is ever held, and they are made a second time.
 
 Scores are bfloat16 too. oneDNN's product takes a bias and adds it before it rounds: minus the score that has most
 weight for a query, so that what is rounded there is small. As the norms of queries and keys bound the scores, no
 maximum need be looked for. All this adds less to the output's error than the rounding of queries and keys to bfloat16
 has made already.
 
-Letters: s = query tokens, l = key tokens, B = batch, N = heads, H = channels per head, i = a block of queries,
-j = a block of keys.
+Letters: s = query tokens, l = key tokens, B = batch, N = heads, H = channels per head, i = a block of queries.
 
 Source: Dao et al., FlashAttention, https://arxiv.org/abs/2205.14135, algorithm 1 and B.2.
 """
@@ -28,8 +28,10 @@ from nemo_cosmos.parallel.tokens import AutogradContext
 
 _MIN_SCORES = 2**19
 """Scores of a head from which on the products are large enough to be faster than torch's kernel."""
-_BLOCK_SCORES = 2**20
+_BLOCK_SCORES = 2**21
 """Scores of a block: with their gradients they stay near a core, and need no new pages of memory."""
+_MOST_KEPT_SCORES = 2**27
+"""Scores of all heads and clips that are kept for the way back, 256 MiB a layer."""
 _LARGEST_POWER = 80.0
 """Sums of so large powers of two, and small gradients over them, are still numbers in float32 and bfloat16."""
 
@@ -72,23 +74,27 @@ class _BlockedAttention(torch.autograd.Function):
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         shift = _likely_score(query, key, scale)
         total = torch.empty_like(shift)
+        keeps = any(ctx.needs_input_grad) and total.numel() * len(key) <= _MOST_KEPT_SCORES
+        kept: list[torch.Tensor] = []
         for b, n in _heads(query):
             powers = _Powers(query[:, b, n], key[:, b, n], shift[:, b, n], scale)
-            _attend(powers, value[:, b, n].contiguous(), out[:, b, n], total[:, b, n])
-        ctx.save_for_backward(query, key, value, out, shift, total)
+            for block in _attend(powers, value[:, b, n].contiguous(), out[:, b, n], total[:, b, n]):
+                kept += [block] if keeps else []
+        ctx.save_for_backward(query, key, value, out, shift, total, *kept)
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: AutogradContext, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, shift, total = ctx.saved_tensors
+        query, key, value, out, shift, total, *kept = ctx.saved_tensors
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
+        blocks = iter(kept)
         for b, n in _heads(query):
             powers = _Powers(query[:, b, n], key[:, b, n], shift[:, b, n], ctx.scale)
             grad_sH = (grad_out[:, b, n].float() / total[:, b, n, None]).bfloat16()
             mean_s = (grad_sH.float() * out[:, b, n].float()).sum(dim=1)
             own = [grad[:, b, n] for grad in grads]
-            _attend_backward(powers, value[:, b, n].contiguous(), grad_sH, mean_s, own)
+            _attend_backward(powers, blocks, value[:, b, n].contiguous(), grad_sH, mean_s, own)
         return *grads, None
 
 
@@ -121,44 +127,57 @@ class _Powers:
         self._to_log2_sH = self.query_sH * (scale * math.log2(math.e))
         self._minus_shift_s = -shift_s
 
-    def of(self, keys: slice, queries: slice) -> torch.Tensor:
-        """[j, i]: queries run along the row, for a bias is a row."""
-        scores_ji = _product(self.key_lH[keys], self._to_log2_sH[queries], self._minus_shift_s[queries])
-        return scores_ji.exp2_()
+    def of(self, queries: slice) -> torch.Tensor:
+        """[l, i]: queries run along the row, for a bias is a row."""
+        return _product(self.key_lH, self._to_log2_sH[queries], self._minus_shift_s[queries]).exp2_()
 
 
-def _product(left_jH: torch.Tensor, right_iH: torch.Tensor, bias_i: torch.Tensor) -> torch.Tensor:
-    return ONEDNN_LINEAR(left_jH, right_iH, bias_i, "none", [], "")
+def _product(left_lH: torch.Tensor, right_iH: torch.Tensor, bias_i: torch.Tensor) -> torch.Tensor:
+    return ONEDNN_LINEAR(left_lH, right_iH, bias_i, "none", [], "")
 
 
-def _blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
-    size = max(_BLOCK_SCORES // num_columns, 64)
-    return (slice(start, start + size) for start in range(0, num_rows, size))
+def _blocks(num_queries: int, num_keys: int) -> list[slice]:
+    size = max(_BLOCK_SCORES // num_keys, 64)
+    return [slice(start, min(start + size, num_queries)) for start in range(0, num_queries, size)]
 
 
-def _attend(powers: _Powers, value_lH: torch.Tensor, out_sH: torch.Tensor, total_s: torch.Tensor) -> None:
-    """Fills `out_sH` and `total_s`, the sums of the powers."""
-    for queries in _blocks(len(out_sH), len(value_lH)):
-        powers_li = powers.of(slice(None), queries)
-        total_s[queries] = torch.sum(powers_li, dim=0, dtype=torch.float32)
+def _attend(
+    powers: _Powers, value_lH: torch.Tensor, out_sH: torch.Tensor, total_s: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    """Fills `out_sH` and `total_s`, the sums of the powers; gives each block of powers."""
+    blocks = _blocks(len(out_sH), len(value_lH))
+    # Sums are taken in float32, of a copy whose memory is there already: new pages cost two threads more than the sum.
+    widened = value_lH.new_empty(blocks[0].stop * len(value_lH), dtype=torch.float32)
+    for queries in blocks:
+        powers_li = powers.of(queries)
+        torch.sum(widened[: powers_li.numel()].view_as(powers_li).copy_(powers_li), dim=0, out=total_s[queries])
         out_sH[queries] = torch.mm(powers_li.t(), value_lH) / total_s[queries, None]
+        yield powers_li
 
 
 def _attend_backward(
     powers: _Powers,
+    kept: Iterator[torch.Tensor],
     value_lH: torch.Tensor,
     grad_sH: torch.Tensor,
     mean_s: torch.Tensor,
     grads: list[torch.Tensor],
 ) -> None:
-    """Fills the gradients of query, key and value; `grad_sH` is the output's over the sums, `mean_s` its mean."""
+    """Fills the gradients of query, key and value.
+
+    `kept` gives this head's blocks of powers first, or nothing; `grad_sH` is the output's gradient over the sums,
+    `mean_s` its mean.
+    """
     grad_query_sH, grad_key_lH, grad_value_lH = grads
     scaled_query_sH, scaled_key_lH = powers.query_sH * powers.scale, powers.key_lH * powers.scale
-    grad_query = torch.zeros_like(grad_sH, dtype=torch.float32)
-    for keys in _blocks(len(value_lH), len(grad_sH)):
-        powers_js = powers.of(keys, slice(None))
-        grad_value_lH[keys] = torch.mm(powers_js, grad_sH)
-        grad_scores_js = _product(value_lH[keys], grad_sH, -mean_s).mul_(powers_js)
-        grad_key_lH[keys] = torch.mm(grad_scores_js, scaled_query_sH)
-        grad_query += torch.mm(grad_scores_js.t(), scaled_key_lH[keys])
-    grad_query_sH.copy_(grad_query)
+    grad_key, grad_value = (torch.zeros_like(value_lH, dtype=torch.float32) for _ in range(2))
+    for queries in _blocks(len(grad_sH), len(value_lH)):
+        powers_li = next(kept, None)
+        if powers_li is None:
+            powers_li = powers.of(queries)
+        grad_value += torch.mm(powers_li, grad_sH[queries])
+        grad_scores_li = _product(value_lH, grad_sH[queries], -mean_s[queries]).mul_(powers_li)
+        grad_key += torch.mm(grad_scores_li, scaled_query_sH[queries])
+        grad_query_sH[queries] = torch.mm(grad_scores_li.t(), scaled_key_lH)
+    grad_key_lH.copy_(grad_key)
+    grad_value_lH.copy_(grad_value)

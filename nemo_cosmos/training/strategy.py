@@ -24,6 +24,7 @@ from torch import nn
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.parallel import cpu
 from nemo_cosmos.parallel.fsdp import FullyShardedDataParallel, write_as_distributed_optimizer
+from nemo_cosmos.parallel.host_memory import keep_freed_memory
 from nemo_cosmos.parallel.startup import (
     check_layout,
     close_ended_groups,
@@ -130,6 +131,7 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         """
         if self.root_device.type == "cpu":
             cpu.enable(lightning=True)
+            keep_freed_memory()
         check_layout(
             self.cluster_environment.world_size(),
             tensor=self.tensor_model_parallel_size,

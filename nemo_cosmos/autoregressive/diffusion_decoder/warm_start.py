@@ -1,4 +1,4 @@
-"""Starting a diffusion decoder from a diffusion WFM, which knows what latents look like."""
+"""Starting a diffusion decoder from a diffusion WFM, which knows what latents look like, or from another decoder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TOKEN_LAYERS = ("token_embedder.",)
 
 
 def load_wfm(network: DiffusionDecoderDiT, base: str | Path) -> None:
-    """Copies this rank's share of a WFM's whole weights, one weight at a time.
+    """Copies this rank's share of a WFM's whole weights, or of a decoder's as they are, one weight at a time.
 
-    The patch embedding takes the columns of the latent and of the padding mask; those of the tokens keep their first
+    Of a WFM, the patch embedding takes the columns of the latent and of the padding mask; those of the tokens keep their first
     values, and that of a condition mask, which is zero where no frame is given, is left behind. So the network computes
     what the WFM does without given frames, until training has moved the tokens' embedding away from zero.
 
@@ -40,7 +40,8 @@ def load_wfm(network: DiffusionDecoderDiT, base: str | Path) -> None:
 
     def read_for_decoder(name: str) -> torch.Tensor:
         whole = read(name)
-        return _with_token_columns(whole, first[name], network) if name == _PATCHES else whole
+        is_wfm = name == _PATCHES and whole.shape != first[name].shape
+        return _with_token_columns(whole, first[name], network) if is_wfm else whole
 
     copy_whole_weights(network, names, read_for_decoder, source=str(place), may_lack=TOKEN_LAYERS)
 

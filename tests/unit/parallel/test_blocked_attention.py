@@ -38,15 +38,20 @@ def _with_gradients(out: torch.Tensor, leaves: list[torch.Tensor], grad: torch.T
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
-@pytest.mark.parametrize("spread", [1.0, 4.0])
-def test_as_exact_as_rounded_inputs_allow(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
-    monkeypatch.setattr(module, "_BLOCK_SCORES", 64 * NUM_KEYS)  # several blocks each way, the last not full
+@pytest.mark.parametrize(("spread", "kept"), [(1.0, True), (4.0, True), (4.0, False)])
+def test_as_exact_as_rounded_inputs_allow(monkeypatch: pytest.MonkeyPatch, spread: float, kept: bool) -> None:
+    """Where probabilities are kept for the way back, and where they are too many and made again."""
+    num_scores = 2 * 3 * NUM_QUERIES * NUM_KEYS
+    monkeypatch.setattr(module, "_MOST_KEPT_SCORES", num_scores if kept else num_scores - 1)
+    monkeypatch.setattr(module, "_BLOCK_SCORES", 64 * NUM_KEYS)  # several blocks, the last not full
     inputs, grad = _inputs(spread)
     exact_leaves = [x.double().requires_grad_() for x in inputs]
     exact = _with_gradients(_torch_attention(*exact_leaves), exact_leaves, grad)
     leaves, own_leaves = _rounded(inputs), _rounded(inputs)
     theirs = _with_gradients(_torch_attention(*leaves), leaves, grad)
-    ours = _with_gradients(blocked_attention(*own_leaves), own_leaves, grad)
+    out = blocked_attention(*own_leaves)
+    assert (len(out.grad_fn.saved_tensors) > 6) is kept
+    ours = _with_gradients(out, own_leaves, grad)
     for name, want, other, own in zip(("out", "query", "key", "value"), exact, theirs, ours, strict=True):
         error, allowed = ((x.double() - want).norm() / want.norm() for x in (own, other))
         # Both read inputs of 8 bits and round probabilities and their gradients; ours also scaled queries and scores,
