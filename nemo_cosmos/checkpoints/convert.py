@@ -16,10 +16,10 @@ from nemo_cosmos import __version__
 from nemo_cosmos.autoregressive.config import PRESETS as AR_PRESETS
 from nemo_cosmos.autoregressive.diffusion_decoder.config import PRESETS as DECODER_PRESETS
 from nemo_cosmos.checkpoints import nemo_format
-from nemo_cosmos.checkpoints.autoregressive import convert_autoregressive, is_autoregressive
+from nemo_cosmos.checkpoints.autoregressive import AUTOREGRESSIVE, convert_autoregressive
 from nemo_cosmos.checkpoints.convert_wfm import convert_wfm
 from nemo_cosmos.checkpoints.detect import Format, detect
-from nemo_cosmos.checkpoints.diffusion_decoder import convert_diffusion_decoder, is_diffusion_decoder
+from nemo_cosmos.checkpoints.diffusion_decoder import DIFFUSION_DECODER, convert_diffusion_decoder
 from nemo_cosmos.checkpoints.embedded import find_checkpoint
 from nemo_cosmos.checkpoints.latents import told
 from nemo_cosmos.checkpoints.wfm import is_wfm
@@ -117,14 +117,14 @@ def convert(
     cast_to = None if dtype is None else getattr(torch, dtype)
     place = find_checkpoint(source)
     _check_target(place, Path(target), to)
-    if is_autoregressive(place, preset):
+    if AUTOREGRESSIVE.lies_at(place, preset):
         if statistics is not None:
             raise user_error("--statistics", str(statistics), "none, for codes have none", "Leave them out.")
         written = convert_autoregressive(place, Path(target), to=to, preset=preset, dtype=cast_to, tokenizer=tokenizer)
         parameters = sum(weight.shape.numel() for weight in written.values())
         return _report("autoregressive", len(written), parameters, target, (), ())
     facts = {"tokenizer": tokenizer, "statistics": statistics}
-    if is_diffusion_decoder(place, preset):
+    if DIFFUSION_DECODER.lies_at(place, preset):
         written = convert_diffusion_decoder(place, Path(target), to=to, preset=preset, dtype=cast_to, **facts)
         parameters = sum(weight.shape.numel() for weight in written.values())
         return _report("diffusion_decoder", len(written), parameters, target, (), ())

@@ -9,10 +9,9 @@ from typing import Literal, get_args
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from nemo_cosmos.checkpoints import nemo_format
+from nemo_cosmos.checkpoints.family import StoredModel, cast
 from nemo_cosmos.checkpoints.latents import told, with_latents
-from nemo_cosmos.checkpoints.weight_file import write_file
-from nemo_cosmos.checkpoints.wfm import TRANSFORMER_CLASS, WEIGHTS_FILE, StoredWfm, open_wfm, unallocated_network
+from nemo_cosmos.checkpoints.wfm import DIFFUSION, TRANSFORMER_CLASS, WEIGHTS_FILE, open_wfm
 from nemo_cosmos.contracts import CheckpointCard
 from nemo_cosmos.diffusion import state_dict as names
 from nemo_cosmos.diffusion.architecture import config_from
@@ -21,7 +20,6 @@ from nemo_cosmos.diffusion.initialization import initialize_weights
 from nemo_cosmos.errors import user_error
 from nemo_cosmos.files import write_json, written_aside
 from nemo_cosmos.parallel.startup import initialize
-from nemo_cosmos.parallel.stored_weights import PREFIX
 from nemo_cosmos.weight_files.safetensors_files import write_shards
 from nemo_cosmos.weight_files.stored_tensor import Weights, stored
 
@@ -65,14 +63,12 @@ def convert_wfm(
     if (tokenizer, statistics) != (None, None):
         wfm = dataclasses.replace(wfm, card=with_latents(wfm.card, tokenizer=tokenizer, statistics=statistics))
     added = {} if to == "diffusers" else _lacking(wfm)
-    weights = {**wfm.weights, **added}
-    if dtype is not None:
-        weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    weights = cast({**wfm.weights, **added}, dtype)
     dropped = _write(weights, wfm.card, target, to)
     return WfmConversion(weights=weights, dropped=dropped, added=tuple(added))
 
 
-def _lacking(wfm: StoredWfm) -> Weights:
+def _lacking(wfm: StoredModel) -> Weights:
     """First values of the weights that the source format cannot hold: the uncertainty head's."""
     if all(name in wfm.weights for name in wfm.may_lack):
         return {}
@@ -90,14 +86,7 @@ def _write(weights: Weights, card: CheckpointCard, target: Path, to: str) -> tup
     """Writes a WFM and returns what the format cannot hold."""
     if to == "diffusers":
         return _write_diffusers(weights, card, target)
-    if to == "nemo":
-        nemo_format.save(
-            weights, card, target, describe=lambda: unallocated_network(card).sharded_state_dict(prefix=PREFIX)
-        )
-        return ()
-    if to == "reference":
-        weights = names.leaving(weights, config_from(card.config, backend="torch"), "reference")
-    write_file(weights, card, target)
+    DIFFUSION.write(weights, card, target, to)
     return ()
 
 

@@ -31,6 +31,11 @@ _FIELDS = (
 """What the weights' names, shapes and meaning depend on; all else in `DiTConfig` is how to run it."""
 
 
+def is_architecture(values: dict[str, Any]) -> bool:
+    """Tells whether a card's configuration is that of a diffusion WFM, and not of a diffusion decoder."""
+    return "adaln_lora_dim" in values and "token_vocab_size" not in values
+
+
 def architecture_of(config: DiTConfig) -> dict[str, Any]:
     """Returns the architecture as JSON values."""
     values = {name: getattr(config, name) for name in _FIELDS}

@@ -1,10 +1,10 @@
 """Attention in bfloat16 on CPUs, from large matrix products.
 
 torch's own kernel for CPUs (`scaled_dot_product_attention`) works on small tiles in bfloat16 and reaches less than half
-of what the processor does in a large product of that type. Here one head's scores are made for a block of queries against all keys at once,
-so that nearly all time goes into such products. For the way back the probabilities are kept, as Megatron's unfused
-attention keeps them (its selective recomputation does not), unless they are very many: then no more than a block of them
-is ever held, and they are made a second time.
+of what the processor does in a large product of that type. Here one head's scores are made for a block of queries
+against all keys at once, so that nearly all time goes into such products. For the way back the probabilities are kept,
+as Megatron's unfused attention keeps them (its selective recomputation does not), unless they are very many: then no
+more than a block of them is ever held, and they are made a second time.
 
 Scores are bfloat16 too. oneDNN's product takes a bias and adds it before it rounds: minus the score that has most
 weight for a query, so that what is rounded there is small. As the norms of queries and keys bound the scores, no

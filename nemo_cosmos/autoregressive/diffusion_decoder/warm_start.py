@@ -22,9 +22,10 @@ TOKEN_LAYERS = ("token_embedder.",)
 def load_wfm(network: DiffusionDecoderDiT, base: str | Path) -> None:
     """Copies this rank's share of a WFM's whole weights, or of a decoder's as they are, one weight at a time.
 
-    Of a WFM, the patch embedding takes the columns of the latent and of the padding mask; those of the tokens keep their first
-    values, and that of a condition mask, which is zero where no frame is given, is left behind. So the network computes
-    what the WFM does without given frames, until training has moved the tokens' embedding away from zero.
+    Of a WFM, the patch embedding takes the columns of the latent and of the padding mask; those of the tokens keep
+    their first values, and that of a condition mask, which is zero where no frame is given, is left behind. So the
+    network computes what the WFM does without given frames, until training has moved the tokens' embedding away from
+    zero.
 
     Args:
         network: This rank's part of the decoder.

@@ -11,7 +11,7 @@ import torch
 from nemo_cosmos.autoregressive.architecture import architecture_of
 from nemo_cosmos.autoregressive.config import ARConfig, Yarn
 from nemo_cosmos.autoregressive.model import CosmosAR
-from nemo_cosmos.checkpoints.autoregressive import open_autoregressive
+from nemo_cosmos.checkpoints.autoregressive import AUTOREGRESSIVE
 from nemo_cosmos.checkpoints.convert import convert
 from nemo_cosmos.checkpoints.wfm import is_wfm
 from nemo_cosmos.contracts import CheckpointCard
@@ -52,7 +52,7 @@ def test_every_way_there_and_back_is_exact(wfm: tuple[Path, dict], tmp_path: Pat
     convert(folder / PLACES[first], tmp_path / PLACES[second], to=second)
     back = tmp_path / f"back_{PLACES[first]}"
     convert(tmp_path / PLACES[second], back, to=first)
-    found = open_autoregressive(back)
+    found = AUTOREGRESSIVE.open(back)
     assert_same(read_all(found.weights), state)
     assert found.card.config == architecture_of(config()) and found.card.step == 3
 
@@ -75,7 +75,7 @@ def test_files_cut_over_ranks_are_merged(wfm: tuple[Path, dict], tmp_path: Path,
     card = (folder / "model.json").read_text()
     (tmp_path / "iter_000000100_mp_1.json").write_text(card)
     convert(tmp_path / "iter_000000100_mp_1.pt", tmp_path / "whole.safetensors", to="safetensors")
-    assert_same(read_all(open_autoregressive(tmp_path / "whole.safetensors").weights), state)
+    assert_same(read_all(AUTOREGRESSIVE.open(tmp_path / "whole.safetensors").weights), state)
 
 
 def test_casting_and_the_tokenizers_fingerprint(wfm: tuple[Path, dict], tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_casting_and_the_tokenizers_fingerprint(wfm: tuple[Path, dict], tmp_path
     convert(
         folder / "nemo", tmp_path / "wide.safetensors", to="safetensors", dtype="float32", tokenizer="tokenizer_tiny"
     )
-    found = open_autoregressive(tmp_path / "wide.safetensors")
+    found = AUTOREGRESSIVE.open(tmp_path / "wide.safetensors")
     assert_same(read_all(found.weights), {name: weight.float() for name, weight in state.items()})
     assert len(found.card.tokenizer_fingerprint) == 64
 

@@ -53,7 +53,7 @@ def test_every_way_there_and_back_is_exact(decoder: tuple[Path, dict], tmp_path:
     back = tmp_path / f"back_{PLACES[first]}"
     convert(tmp_path / PLACES[second], back, to=first)
     found = find_diffusion_decoder(back)
-    weights = read_all(found.weights)
+    weights = read_all(found.model.weights)
     assert weights.keys() == state.keys()
     assert all(torch.equal(weights[name], state[name]) for name in state)
     assert found.card.config == architecture_of(CONFIG)
