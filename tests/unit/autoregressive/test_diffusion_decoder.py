@@ -131,6 +131,15 @@ def test_a_decoder_starts_as_the_wfm_whatever_the_tokens(wfm: tuple[CosmosDiT, P
     assert columns.shape[1] == 128 and columns.abs().min() > 0, "else the tokens' embedding would never move"
 
 
+def test_a_decoder_goes_on_from_another(tmp_path: Path) -> None:
+    former = decoder()
+    save_file({name: tensor.clone() for name, tensor in former.global_tensors()}, tmp_path / "decoder.safetensors")
+    model = DiffusionDecoderModel(diffusion_decoder_tiny(**SMALL), init_from=str(tmp_path / "decoder.safetensors"))
+    model.configure_model()
+    own = dict(model.module.global_tensors())
+    assert all(torch.equal(tensor, own[name]) for name, tensor in former.global_tensors())
+
+
 def test_a_wfm_of_another_size_is_refused(wfm: tuple[CosmosDiT, Path, Path]) -> None:
     model = DiffusionDecoderModel(diffusion_decoder_tiny(**SMALL, in_channels=8, out_channels=8), init_from=str(wfm[1]))
     with pytest.raises(UserError, match=r"x_embedder.proj.weight: got \[192, 72\], expected \[192, 36\]"):
