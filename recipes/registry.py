@@ -56,7 +56,7 @@ FINETUNE: dict[str, Callable[..., run.Partial]] = {
     "diffusion_tiny_action_finetune": post_training.diffusion_tiny_action_finetune,
     "diffusion_7b_action_finetune": post_training.diffusion_7b_action_finetune,
     **{recipe.__name__: recipe for stages in autoregressive.STAGES.values() for recipe in stages[1:]},
-    "autoregressive_tiny_action_finetune": autoregressive.autoregressive_tiny_action_finetune,
+    **{recipe.__name__: recipe for recipe in autoregressive.ACTION},
     **{recipe.__name__: recipe for recipe in medusa.RECIPES},
     "diffusion_decoder_tiny_finetune": diffusion_decoder.diffusion_decoder_tiny_finetune,
     "diffusion_decoder_7b_finetune": diffusion_decoder.diffusion_decoder_7b_finetune,
