@@ -83,6 +83,22 @@ def test_neither_batch_nor_speculation_changes_a_video(sampling: TokenSampling, 
     assert torch.equal(other[0], plain[0]) == (sampling is GREEDY)
 
 
+def test_the_frame_before_is_copied_place_by_place() -> None:
+    tokens = torch.arange(60).view(2, 30)
+    places = torch.tensor([[9, 10, 11], [25, 26, 27]])
+    nothing = torch.full_like(places, UNKNOWN)
+    known = Known(
+        tokens_BS=tokens,
+        places_BK=places,
+        drawn_BK=nothing,
+        hidden_BD=torch.empty(2, 1),
+        logits=lambda _: pytest.fail("no model is asked"),
+        draw=lambda _: pytest.fail("nothing is drawn"),
+    )
+    guesses = PreviousFrameDrafter(GRID, num_guesses=3)(known)  # of 8 tokens a frame
+    assert guesses.tolist() == [[1, 2, 3], [47, 48, 49]]
+
+
 def test_what_was_drawn_after_a_wrong_guess_is_guessed_next(one_rank: torch.device) -> None:
     """Against whole forward passes over the same wrong guesses."""
     model = model_for(config_for())

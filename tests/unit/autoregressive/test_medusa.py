@@ -42,6 +42,8 @@ def test_the_loss_weighs_later_tokens_less() -> None:
     generator = torch.Generator().manual_seed(0)
     log_z, logit = torch.randn(2, 2, 6, 4, generator=generator)
     counted = torch.rand(2, 6, 4, generator=generator) < 0.6
+    published, parts = medusa_loss(log_z, logit, counted)
+    torch.testing.assert_close(published, sum(0.8**k * part for k, part in enumerate(parts.unbind(-1), 1)))
     loss, parts = medusa_loss(log_z, logit, counted, decay=0.5)
     error = log_z - logit
     for sample in range(2):

@@ -91,6 +91,8 @@ def test_casting_and_the_tokenizers_fingerprint(wfm: tuple[Path, dict], tmp_path
 def test_it_is_no_diffusion_wfm(wfm: tuple[Path, dict]) -> None:
     folder, _ = wfm
     assert not any(is_wfm(folder / place, None) for place in PLACES.values())
+    for preset in ("autoregressive_tiny", "autoregressive_4b", "diffusion_7b"):  # what the user says goes first
+        assert AUTOREGRESSIVE.lies_at(folder / "model.pt", preset) is preset.startswith("autoregressive")
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,13 @@ def test_video_has_the_size_that_the_tokens_tell(one, shape, size):
     assert video.abs().max() <= 1
 
 
+def test_a_missing_row_and_column_are_the_last_ones_again(one):
+    some = tokens(1, 3, 3, 5)
+    filled = torch.nn.functional.pad(some.float(), (0, 1, 0, 1), mode="replicate").int()
+    latents = one.sample(filled, FEW, prompts=["a car"], seeds=[5])
+    assert torch.equal(one.sample(some, FEW, prompts=["a car"], seeds=[5]), latents[..., :3, :5])
+
+
 def test_tokens_of_a_coarser_grid_give_larger_video(one):
     assert decoder(2).decode(tokens(1, 3, 3, 2), FEW).shape == (1, 3, 17, 48, 32)
 
