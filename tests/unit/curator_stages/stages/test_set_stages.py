@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from curator_stages.buckets import bucket_of
 from curator_stages.config import CurationConfig
 from curator_stages.dedup.clips import Duplicate, mark_duplicates
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.semantic_dedup import SemanticDedupStage, find_duplicates
 from curator_stages.stages.transcode import encode_h264
-from curator_stages.stages.write import WriteStage, bucket_of
+from curator_stages.stages.write import WriteStage
 from curator_stages.tasks import ClipSetTask, StoredClip
 from nemo_cosmos.contracts import ClipRecord, Conditions
 from nemo_cosmos.errors import UserError
@@ -255,4 +256,4 @@ def test_full_disk_leaves_the_former_set(
     ],
 )
 def test_buckets(size: tuple[int, int], frames: int, bucket: str) -> None:
-    assert bucket_of(replace(record("a"), height=size[0], width=size[1], num_frames=frames)) == bucket
+    assert bucket_of(replace(record("a"), height=size[0], width=size[1], num_frames=frames)).folder == bucket
