@@ -113,7 +113,8 @@ def statistics_of(records: Sequence[ClipRecord]) -> ClipStatistics:
 
 
 def _hours(records: Sequence[ClipRecord]) -> float:
-    return round(sum(r.num_frames / r.fps for r in records) / 3600, 6)
+    # Files that cannot be read have no frames, and perhaps no rate.
+    return round(sum(r.num_frames / r.fps for r in records if r.num_frames) / 3600, 6)
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

@@ -133,7 +133,7 @@ def clips(tmp_path: Path) -> list[StoredClip]:
         clip.file(".webp").write_bytes(PreviewStage(target_fps=2.0)._animation(frames, 10.0))
         clip.file(".safetensors").write_bytes(item.clip_id.encode())
         stored.append(clip)
-    broken = replace(record("e"), num_frames=0, rejected_by="read", rejected_reason="the file is empty (0 bytes)")
+    broken = replace(record("e"), num_frames=0, fps=0.0, rejected_by="read", rejected_reason="the file is empty (0 bytes)")
     return [*stored, StoredClip(record=broken, folder=str(tmp_path))]
 
 
