@@ -127,8 +127,17 @@ def _add_statistics(page: Page, records: list[ClipRecord]) -> None:
     page.table(
         ["source", "videos", "hours", "clips", "kept", "kept of all", "kept hours", "held out", "with actions"],
         [
-            [name, s.videos, s.hours, s.clips, s.kept_clips, f"{s.kept_ratio:.0%}", s.kept_hours, s.heldout_clips]
-            + [s.clips_with_actions]
+            [
+                name,
+                s.videos,
+                s.hours,
+                s.clips,
+                s.kept_clips,
+                f"{s.kept_ratio:.0%}",
+                s.kept_hours,
+                s.heldout_clips,
+                s.clips_with_actions,
+            ]
             for name, s in told
         ],
     )
