@@ -61,7 +61,8 @@ def test_captions_are_embedded_and_previews_made_where_asked_for(
     videos: Path, tmp_path: Path, config: CurationConfig
 ) -> None:
     t5 = str(write_tiny_t5(tmp_path / "t5"))
-    curate(videos, tmp_path / "out", replace(config, text_encoder=t5, preview_fps=5.0), progress=False)
+    config = replace(config, text_encoder=t5, preview_fps=5.0, dedup_similarity=1.0, dedup_similarity_simulated=1.0)
+    curate(videos, tmp_path / "out", config, progress=False)
     clips = CuratedClips(tmp_path / "out")
     assert {r.source_video for r in clips.records} > {"street/drive_a.mp4", "street/drive_b.mp4"}
     for index, record in enumerate(clips.records):
