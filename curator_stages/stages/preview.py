@@ -58,6 +58,7 @@ class PreviewStage(ProcessingStage[ClipsTask, ClipsTask]):
         buffer = io.BytesIO()
         with av.open(buffer, "w", format="webp", options={"loop": "0"}) as container:
             stream = container.add_stream("libwebp_anim", rate=Fraction(shown_fps).limit_denominator(1001))
+            assert isinstance(stream, av.VideoStream)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             stream.options = {"compression_level": str(self.compression_level), "quality": str(self.quality)}
             for picture in resize_frames(frames[places], height, width):

@@ -18,7 +18,7 @@ from curator_stages.summary import STAGE_ORDER, CurationSummary, summarise
 from curator_stages.tasks import ClipSetTask, StoredClip
 from nemo_cosmos.contracts import ClipRecord
 from nemo_cosmos.files import write_json
-from nemo_cosmos.html_page import Page
+from nemo_cosmos.html_page import Cell, Page
 
 _MOST_THUMBNAILS = 12
 _MOST_SAMPLES = 4
@@ -124,27 +124,16 @@ def _add_statistics(page: Page, records: list[ClipRecord]) -> None:
     total, by_source = statistics_of(records), statistics_by_source(records)
     told = [*by_source.items(), *([("all", total)] if len(by_source) > 1 else [])]
     page.section("Sources")
-    page.table(
-        ["source", "videos", "hours", "clips", "kept", "kept of all", "kept hours", "held out", "with actions"],
-        [
-            [
-                name,
-                s.videos,
-                s.hours,
-                s.clips,
-                s.kept_clips,
-                f"{s.kept_ratio:.0%}",
-                s.kept_hours,
-                s.heldout_clips,
-                s.clips_with_actions,
-            ]
-            for name, s in told
-        ],
-    )
-    page.table(
-        ["source", "kept clips with captions", "captions", "characters each", "words each"],
-        [[name, s.captioned_clips, s.caption_windows, s.caption_characters, s.caption_words] for name, s in told],
-    )
+    rows: list[list[Cell]] = [
+        [name, s.videos, s.hours, s.clips, s.kept_clips, f"{s.kept_ratio:.0%}", s.kept_hours, s.heldout_clips]
+        for name, s in told
+    ]
+    page.table(["source", "videos", "hours", "clips", "kept", "kept of all", "kept hours", "held out"], rows)
+    rows = [
+        [name, s.clips_with_actions, s.captioned_clips, s.caption_windows, s.caption_characters, s.caption_words]
+        for name, s in told
+    ]
+    page.table(["kept clips", "with actions", "with captions", "captions", "characters each", "words each"], rows)
     buckets = {"shorter side": total.resolutions, "width:height": total.aspect_ratios, "frames": total.lengths}
     joined = {"width:height": ":", "frames": " to "}
     rows = [

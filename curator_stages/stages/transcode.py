@@ -116,17 +116,18 @@ def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int, codec: st
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"g": str(gop)} | _quality_options(codec, crf)
+        stream.options = _options(codec, crf, gop)
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
-def _quality_options(codec: str, crf: int) -> dict[str, str]:
+def _options(codec: str, crf: int, gop: int) -> dict[str, object]:
     if codec == NVENC:
-        return {"rc": "vbr", "cq": str(crf), "b": "0", "preset": "p4", "tune": "hq"}
+        return {"rc": "vbr", "cq": str(crf), "b": "0", "g": str(gop), "preset": "p4", "tune": "hq"}
     # x264's choices depend on the number of threads, and with its macroblock tree they vary from run to run.
-    return {"crf": str(crf), "preset": "veryfast", "threads": "1", "mbtree": "0"}
+    return {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1", "mbtree": "0"}
