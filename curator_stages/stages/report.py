@@ -133,7 +133,7 @@ def _add_statistics(page: Page, records: list[ClipRecord]) -> None:
         [name, s.clips_with_actions, s.captioned_clips, s.caption_windows, s.caption_characters, s.caption_words]
         for name, s in told
     ]
-    page.table(["kept clips", "with actions", "with captions", "captions", "characters each", "words each"], rows)
+    page.table(["kept clips of", "with actions", "with captions", "captions", "characters each", "words each"], rows)
     buckets = {"shorter side": total.resolutions, "width:height": total.aspect_ratios, "frames": total.lengths}
     joined = {"width:height": ":", "frames": " to "}
     rows = [
