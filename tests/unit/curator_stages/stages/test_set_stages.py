@@ -17,7 +17,7 @@ import pytest
 import webdataset
 
 from curator_stages.config import CurationConfig
-from curator_stages.dedup.clips import Duplicate, mark_duplicates
+from curator_stages.dedup.clips import Duplicate, mark_duplicates, ranks_of
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.report import ReportStage
@@ -69,6 +69,13 @@ def test_highest_resolution_is_kept_then_the_longest(config: CurationConfig) -> 
     records = [record("small", pixels=50, frames=30), record("short"), record("best", frames=20), record("other")]
     same = np.repeat(near([]), 3, axis=0)
     assert duplicates(records, np.concatenate([same, near([0.5])[1:]]), config) == {0: 2, 1: 2}
+
+
+def test_length_is_in_seconds_and_among_equals_the_first_id_is_kept() -> None:
+    slow, fast = replace(record("slow"), fps=5.0), replace(record("fast", frames=15), fps=30.0)
+    ordered = [slow, record("ab"), record("ba"), fast]
+    for records in (ordered, ordered[::-1]):
+        assert [records[i].clip_id for i in np.argsort(ranks_of(records))] == ["slow", "ab", "ba", "fast"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,9 @@ def clips(tmp_path: Path) -> list[StoredClip]:
         clip.file(".webp").write_bytes(PreviewStage(target_fps=2.0)._animation(frames, 10.0))
         clip.file(".safetensors").write_bytes(item.clip_id.encode())
         stored.append(clip)
-    broken = replace(record("e"), num_frames=0, fps=0.0, rejected_by="read", rejected_reason="the file is empty (0 bytes)")
+    broken = replace(
+        record("e"), num_frames=0, fps=0.0, rejected_by="read", rejected_reason="the file is empty (0 bytes)"
+    )
     return [*stored, StoredClip(record=broken, folder=str(tmp_path))]
 
 
