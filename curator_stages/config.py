@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from curator_stages.buckets import stored_size
 from curator_stages.source_frames import MAX_PIXELS
 from curator_stages.video_types import VIDEO_TYPES
 from nemo_cosmos.errors import UserError, user_error
 
 ShotDetector = Literal["content", "transnetv2", "fixed_stride"]
 MotionMethod = Literal["optical_flow", "motion_vectors"]
+Encoder = Literal["libx264", "h264_nvenc", "auto"]
 
 SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "fixed_stride")
 MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
+ENCODERS: tuple[str, ...] = ("libx264", "h264_nvenc", "auto")
 STAGES_VERSION = 2
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
@@ -62,6 +65,9 @@ class CurationConfig:
     """Height of stored clips in pixels, even."""
     width: int = 256
     """Width of stored clips in pixels, even."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Height and width each, in place of `height` and `width`: every video is stored at the one that fits its shape and
+    size, as of `buckets.stored_size`, and shards are of one resolution and aspect ratio each."""
     min_s: float = 1.0
     """Shortest clip in seconds; what is shorter is rejected."""
     max_s: float = 10.0
@@ -81,8 +87,10 @@ class CurationConfig:
     """Mean HSV change between frames, in [0, 255], from which on `content` sees a cut."""
     transnetv2_threshold: float = 0.5
     """Probability in (0, 1) from which on `transnetv2` sees a cut."""
+    encoder: Encoder = "libx264"
+    """`libx264`; `h264_nvenc`, on a GPU that has NVENC (an H100 has none); or `auto`: NVENC where it is there."""
     crf: int = 16
-    """x264 constant rate factor in [0, 51]; 16 is visually lossless."""
+    """x264 constant rate factor in [0, 51], or NVENC's `cq`; 16 is visually lossless."""
     gop: int = 8
     """Most frames between two key frames: short, so that loading a window deep in a clip decodes little."""
     max_source_pixels: int = MAX_PIXELS
@@ -121,6 +129,13 @@ class CurationConfig:
     """Tell the type of each clip."""
     video_types_rejected: tuple[str, ...] = ()
     """Types of `video_types.VIDEO_TYPES` whose clips are rejected."""
+    text_encoder: str | None = None
+    """Encoder of captions whose states are stored beside each clip: a name of `nemo_cosmos.text.TEXT_ENCODERS`, or a
+    folder with `text_encoder` and `tokenizer`; None stores none."""
+    preview_fps: float | None = None
+    """Pictures per second of an animated preview of each clip; None makes none."""
+    preview_height: int = 240
+    """Height of previews in pixels."""
     embed_frames: int = 4
     """Frames per clip that the embedding is the mean of."""
     dedup_hash_distance: int = 20
@@ -144,16 +159,12 @@ class CurationConfig:
         """
         if not self.captioner:
             raise user_error("captioner", self.captioner, "`none`, `simulator` or a captioner", "Choose one.")
-        if self.shot_detector not in SHOT_DETECTORS:
-            raise user_error("shot_detector", self.shot_detector, f"one of {SHOT_DETECTORS}", "Choose one of these.")
-        if self.motion_method not in MOTION_METHODS:
-            raise user_error("motion_method", self.motion_method, f"one of {MOTION_METHODS}", "Choose one of these.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise user_error(name, getattr(self, name), f"one of {allowed}", "Choose one of these.")
         if unknown := sorted(set(self.video_types_rejected) - set(VIDEO_TYPES)):
             raise user_error("video_types_rejected", unknown, f"some of {tuple(VIDEO_TYPES)}", "Correct the names.")
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 16 or value % 2:
-                raise user_error(name, value, "an even number of pixels, 16 or more", "H.264 needs even sizes.")
+        self._check_sizes()
         if not 0 < self.min_s <= self.max_s <= self.span_s:
             raise user_error(
                 "min_s, max_s, span_s",
@@ -165,6 +176,14 @@ class CurationConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise user_error(name, value, f"a number in [{low}, {high}]", "Give one inside the range.")
+
+    def _check_sizes(self) -> None:
+        if any(len(size) != 2 for size in self.sizes):
+            raise user_error("sizes", self.sizes, "pairs of height and width", "Write [[704, 1280], [960, 960]].")
+        sides = [("height", self.height), ("width", self.width), *(("sizes", v) for size in self.sizes for v in size)]
+        for name, value in sides:
+            if not isinstance(value, int) or value < 16 or value % 2:
+                raise user_error(name, value, "an even number of pixels, 16 or more", "H.264 needs even sizes.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -181,6 +200,10 @@ class CurationConfig:
                 "`captioner` always. Correct the names."
             )
         return cls(**values)
+
+    def stored_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the height and width that a source of these is stored at."""
+        return stored_size(height, width, self.sizes or ((self.height, self.width),))
 
     @property
     def wants_samples(self) -> bool:
@@ -201,6 +224,8 @@ class CurationConfig:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+_CHOICES = {"shot_detector": SHOT_DETECTORS, "motion_method": MOTION_METHODS, "encoder": ENCODERS}
+
 _RANGES: dict[str, tuple[float, float]] = {
     "stride_s": (0.04, 3600),
     "max_clips_per_video": (1, 10**9),
@@ -220,6 +245,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_clipped": (0, 1),
     "overlay_text_max_area": (0, 1),
     "aesthetic_min": (-100, 100),
+    "preview_fps": (0.01, 1000),
+    "preview_height": (16, 4096),
     "embed_frames": (1, 1000),
     "caption_window": (1, 10**6),
     "caption_frames": (1, 1000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from nemo_cosmos.video_io import resize_frames
 
 SAMPLE_SIDE = 960
 """Longer side in pixels of the largest sample pictures."""
+
+
+SizeChoice = Callable[[int, int], tuple[int, int]]
+"""Tells the height and width to store from those of an upright source."""
 
 
 class UnusableVideoError(Exception):
@@ -88,7 +93,7 @@ def decode_span(
     start_frame: int,
     end_frame: int | None,
     fps: float,
-    size: tuple[int, int],
+    size: tuple[int, int] | SizeChoice,
     most_frames: int | None = None,
     limits: DecodeLimits | None = None,
     sample_every: int | None = None,
@@ -104,7 +109,7 @@ def decode_span(
         start_frame: First frame.
         end_frame: One past the last one; None reads to the end of the file.
         fps: Frames per second of the result.
-        size: Height and width in pixels.
+        size: Height and width in pixels, or what tells them of the span's first frame.
         most_frames: A file that holds more than this, where there is no `end_frame`, is wrong.
         limits: How far the file is trusted.
         sample_every: Frames from one of `DecodedSpan.samples` to the next; None takes none.
@@ -113,7 +118,8 @@ def decode_span(
     Returns:
         The frames. A file that is damaged, or over its limits, gives those before that and `error`.
     """
-    taker = _Taker(start_frame, end_frame, size, most_frames, sample_every)
+    choice = size if callable(size) else lambda *_: size
+    taker = _Taker(start_frame, end_frame, choice, most_frames, sample_every)
     span = taker.span
     try:
         with opened(str(path)) as container:
@@ -135,10 +141,11 @@ class _Taker:
     """Puts frames in their places."""
 
     def __init__(
-        self, start: int, end: int | None, size: tuple[int, int], most: int | None, sample_every: int | None
+        self, start: int, end: int | None, choice: SizeChoice, most: int | None, sample_every: int | None
     ) -> None:
         self.span = DecodedSpan()
-        self._start, self._end, self._size, self._most, self._sample_every = start, end, size, most, sample_every
+        self._start, self._end, self._most, self._sample_every = start, end, most, sample_every
+        self._choice, self._size = choice, (0, 0)
         self._before: SourceFrame | None = None
 
     def take(self, frame: SourceFrame) -> bool:
@@ -170,6 +177,8 @@ class _Taker:
     def _append(self, frame: SourceFrame) -> None:
         span, picture = self.span, frame.pixels
         place = len(span.frames)
+        if place == 0:
+            self._size = self._choice(*picture.shape[:2])
         span.source_height, span.source_width = picture.shape[:2]
         span.deinterlaced |= frame.deinterlaced
         span.frames.append(resize_frames(picture[None], *self._size)[0])

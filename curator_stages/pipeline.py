@@ -24,33 +24,37 @@ from curator_stages.config import CurationConfig, load_config
 from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor, ray_over_allocation
 from curator_stages.sources import absolute
 from curator_stages.stages.aesthetic import AestheticStage
-from curator_stages.stages.caption import CaptionStage
+from curator_stages.stages.caption import MOST_IN_VAIN, CaptionStage
 from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.overlay_text import OverlayTextStage
 from curator_stages.stages.perceptual_dedup import PerceptualDedupStage, PerceptualHashStage
+from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.quality import QualityStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.save_span import SaveSpanStage
 from curator_stages.stages.semantic_dedup import SemanticDedupStage
 from curator_stages.stages.shot_split import ShotSplitStage
-from curator_stages.stages.transcode import TranscodeStage
+from curator_stages.stages.statistics import StatisticsStage
+from curator_stages.stages.text_embed import TextEmbedStage
+from curator_stages.stages.transcode import TranscodeStage, encoder_gpus
 from curator_stages.stages.video_type import VideoTypeStage
 from curator_stages.stages.write import WriteStage
 from curator_stages.summary import CurationSummary
-from curator_stages.tasks import ClipSetTask, SpanTask, VideoSpan, empty_clip
+from curator_stages.tasks import ClipSetTask, SpanTask, StoredClip, VideoSpan, empty_clip
 from curator_stages.work import WorkFolder
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
+from nemo_cosmos.text import text_encoder_config, text_encoder_fingerprint
 
 __all__ = ["EXECUTORS", "CurateClips", "CurationConfig", "CurationSummary", "clips_pipeline", "curate", "load_config"]
 
 
 @dataclass
 class CurateClips(CompositeStage[EmptyTask, SpanTask]):
-    """All that is done to one video at a time: read, split, transcode, filter, caption, embed, save."""
+    """All that is done to one video at a time: read, split, transcode, filter, caption, preview, embed, save."""
 
     input_dir: str
     output_dir: str
@@ -73,7 +77,9 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             *_looking_stages(self.config),
             CaptionStage(config=self.config),
             PerceptualHashStage(),
+            *_preview_stages(self.config),
             EmbedStage(config=self.config),
+            *_text_stages(self.config),
             SaveSpanStage(output_dir=self.output_dir),
         ]
         return [stage.with_(resources=self._resources_of(stage, len(stages))) for stage in stages]
@@ -84,12 +90,14 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
         gpus = 0.0
         if isinstance(stage, CaptionStage):
             gpus = captioner_gpus(self.config)
+        elif isinstance(stage, TranscodeStage):
+            gpus = encoder_gpus(self.config)
         elif isinstance(stage, _NETWORK_STAGES) and self.config.device != "cpu":
             gpus = 0.25
         return Resources(cpus=round(share, 2), gpus=gpus)
 
 
-_NETWORK_STAGES = (AestheticStage, EmbedStage, OverlayTextStage, ShotSplitStage, VideoTypeStage)
+_NETWORK_STAGES = (AestheticStage, EmbedStage, OverlayTextStage, ShotSplitStage, TextEmbedStage, VideoTypeStage)
 """Stages that run a network on `device`, of which a quarter of a GPU is enough for each."""
 
 
@@ -107,6 +115,19 @@ def _looking_stages(config: CurationConfig) -> list[ProcessingStage]:
     return stages
 
 
+def _preview_stages(config: CurationConfig) -> list[ProcessingStage]:
+    if config.preview_fps is None:
+        return []
+    return [PreviewStage(target_fps=config.preview_fps, target_height=config.preview_height)]
+
+
+def _text_stages(config: CurationConfig) -> list[ProcessingStage]:
+    """Comes last: it needs no frames, which `embed` drops."""
+    if config.text_encoder is None:
+        return []
+    return [TextEmbedStage(text_encoder=config.text_encoder, device=config.device)]
+
+
 def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> Pipeline:
     """Builds the NeMo-Curator pipeline for the part that runs video by video, on any executor."""
     stage = CurateClips(input_dir=input_dir, output_dir=output_dir, config=config)
@@ -114,8 +135,10 @@ def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> P
 
 
 def in_process_workers(config: CurationConfig) -> int | None:
-    """Processes for `make_executor`: one where each would hold a captioner's model or part of a GPU, else many."""
-    return 1 if loads_model(config) or config.device != "cpu" else None
+    """Processes for `make_executor`: one where each would hold a large model or part of a GPU, else many."""
+    encoder = None if config.text_encoder is None else text_encoder_config(config.text_encoder)
+    holds_t5 = encoder is not None and encoder.architecture == "t5"
+    return 1 if loads_model(config) or holds_t5 or config.device != "cpu" else None
 
 
 def curate(
@@ -143,11 +166,14 @@ def curate(
         Counts, paths and seconds per stage.
 
     Raises:
-        UserError: No video, unknown executor, unavailable captioner, full disk, unwritable folder.
+        UserError: No video, unknown executor, unavailable captioner or text encoder, a captioner that never answered,
+            full disk, unwritable folder.
     """
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
     check_captioner(config)
+    if config.text_encoder is not None:
+        text_encoder_fingerprint(config.text_encoder)  # which there must be, before any video is touched
     started = time.perf_counter()
     spans = plan_spans(input_dir, output_dir, config)
     if config.captioner == "simulator":
@@ -178,7 +204,7 @@ def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor
             executor,
             progress=progress,
             workers=in_process_workers(config),
-            on_lost=functools.partial(_record_lost, output_dir),
+            on_lost=functools.partial(record_lost, output_dir),
         )
         clips_pipeline(input_dir, output_dir, config).run(engine)
     except Exception as error:
@@ -188,8 +214,14 @@ def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor
         raise
 
 
-def _record_lost(output_dir: str, task: Task, why: str) -> None:
-    """Makes the span that killed its worker twice a rejected row, so that the rest goes on without it."""
+def record_lost(output_dir: str, task: Task, why: str) -> None:
+    """Makes the span that killed its worker twice a rejected row, so that the rest goes on without it.
+
+    Args:
+        output_dir: The curated folder.
+        task: The span.
+        why: How the worker ended; becomes the reason.
+    """
     assert isinstance(task, SpanTask)
     WorkFolder(Path(output_dir) / ".work").write(task.data.key, [empty_clip(task.data, "executor", why)], {})
 
@@ -213,15 +245,35 @@ def _run_set(
         stored, taken = work.read(span.key)
         clips += stored
         seconds.update(taken)
+    _check_captioned(clips, work, config)
     stages = [
         ExactDedupStage(),
         PerceptualDedupStage(config=config),
         SemanticDedupStage(config=config),
         WriteStage(output_dir=output_dir, config=config),
+        StatisticsStage(output_dir=output_dir),
         ReportStage(output_dir=output_dir, seconds=dict(seconds)),
     ]
     pipeline = Pipeline(name="set", description="From embedded clips to shards", stages=stages)
     pipeline.run(InProcessExecutor(), initial_tasks=[ClipSetTask(dataset_name="clips", data=clips)])
+
+
+def _check_captioned(clips: list[StoredClip], work: WorkFolder, config: CurationConfig) -> None:
+    """Refuses a set whose captioner was asked often and never answered, whichever workers asked it.
+
+    What it spoiled is forgotten, so that the next run asks again.
+
+    Raises:
+        UserError: There is no caption by this captioner, and many clips were rejected for that.
+    """
+    unanswered = [clip for clip in clips if clip.record.rejected_by == CaptionStage.name]
+    answered = any(window.captioner == config.captioner for clip in clips for window in clip.record.captions)
+    if not answered and len(unanswered) >= MOST_IN_VAIN:
+        work.forget({Path(clip.folder).name for clip in unanswered})
+        raise UserError(
+            f"captioner: {config.captioner!r} answered for none of {len(unanswered)} clips "
+            f"({unanswered[0].record.rejected_reason}). Mend it, or choose `none` to leave clips without captions."
+        )
 
 
 def _run_key(spans: list[VideoSpan], config: CurationConfig) -> str:
@@ -234,7 +286,7 @@ def _standing_result(output: Path) -> CurationSummary | None:
     if not (output / "report.json").is_file():
         return None
     summary = CurationSummary.from_dict(read_json(output / "report.json"))
-    files = (summary.manifest, summary.report_html, *summary.shards)
+    files = (summary.manifest, summary.report_html, summary.statistics_json, *summary.shards)
     return summary if all((output / name).is_file() for name in files) else None
 
 

@@ -20,11 +20,14 @@ STAGE_ORDER = (
     "video_type",
     "caption",
     "perceptual_hash",
+    "preview",
     "embed",
+    "text_embed",
     "exact_dedup",
     "perceptual_dedup",
     "semantic_dedup",
     "write",
+    "statistics",
 )
 
 
@@ -36,6 +39,7 @@ class CurationSummary(Record):
     manifest: str
     report_html: str
     report_json: str
+    statistics_json: str
     shards: tuple[str, ...]
     num_videos: int
     num_clips: int
@@ -60,6 +64,7 @@ def summarise(output_dir: str, records: Sequence[ClipRecord], seconds: dict[str,
         manifest="manifest.parquet",
         report_html="report.html",
         report_json="report.json",
+        statistics_json="statistics.json",
         shards=tuple(sorted({r.shard for r in kept if r.shard})),
         num_videos=len({r.source_video for r in records}),
         num_clips=len(records),

@@ -53,6 +53,10 @@ class Clip:
     """uint8 [32], as of `dedup.perceptual`."""
     embedding: np.ndarray | None = None
     """float32 [D], L2 norm 1."""
+    text_states: bytes | None = None
+    """States of the captions' tokens, a file as of `nemo_cosmos.text.pack_text_states`."""
+    preview: bytes | None = None
+    """Animated webp."""
 
     @property
     def kept(self) -> bool:
@@ -82,7 +86,7 @@ class Clip:
         return [self.samples[place] for place in places]
 
     def reject(self, stage: str, reason: str) -> None:
-        """Marks the clip as rejected; it still becomes a row of the manifest, and its mp4 is seen in the report."""
+        """Marks the clip as rejected; it still becomes a row of the manifest, and its mp4 may be seen in the report."""
         self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)
         self.embedding = None
         self.drop_pictures()
@@ -98,7 +102,8 @@ class StoredClip:
 
     record: ClipRecord
     folder: str
-    """Holds the clip's `.mp4` (encoded clips), `.jpg`, `.npy` (the embedding) and `.hash.npy`, by its id."""
+    """Holds the clip's files by its id, as far as they were made: `.mp4`, `.jpg`, `.npy` (the embedding), `.hash.npy`,
+    `.safetensors` (states of the captions) and `.webp` (the preview)."""
 
     def file(self, suffix: str) -> Path:
         """Returns the path of the clip's file with this suffix, e.g. `.mp4`."""

@@ -38,7 +38,13 @@ class WorkFolder:
         with written_aside(self._spans / key) as folder:
             folder.mkdir()
             for clip in clips:
-                for suffix, data in ((".mp4", clip.mp4), (".jpg", clip.thumbnail)):
+                files = {
+                    ".mp4": clip.mp4,
+                    ".jpg": clip.thumbnail,
+                    ".safetensors": clip.text_states,
+                    ".webp": clip.preview,
+                }
+                for suffix, data in files.items():
                     if data is not None:
                         (folder / f"{clip.record.clip_id}{suffix}").write_bytes(data)
                 for suffix, array in ((".npy", clip.embedding), (".hash.npy", clip.perceptual_hash)):
@@ -58,8 +64,14 @@ class WorkFolder:
         stale = [folder for folder in self._spans.glob("*") if folder.name not in keys]
         for folder in [*stale, *self.path.glob(".set.*.part")]:
             shutil.rmtree(folder)
-        for file in self.path.parent.glob(".report.*.part.*"):
-            file.unlink()
+        for name in (".report.*.part.*", ".statistics.*.part.*"):
+            for file in self.path.parent.glob(name):
+                file.unlink()
+
+    def forget(self, keys: set[str]) -> None:
+        """Removes the results of spans, which are then done anew."""
+        for key in keys:
+            shutil.rmtree(self._spans / key)
 
     def mark_finished(self, run_key: str) -> None:
         """Notes that the outputs of this run all stand."""

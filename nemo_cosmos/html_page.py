@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
     Picture = np.ndarray | Figure | str | Path
-    """uint8 RGB [H, W, 3], a matplotlib figure, or the path of a PNG or JPEG file."""
+    """uint8 RGB [H, W, 3], a matplotlib figure, or the path of a PNG, JPEG or WebP file."""
 
 Cell = str | float | int | None
 Best = Literal["max", "min"]
@@ -274,9 +274,9 @@ def _video_tag(path: str | Path) -> str:
 
 
 def _picture_file(path: Path) -> tuple[str, bytes]:
-    kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}.get(path.suffix.lower())
+    kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}.get(path.suffix.lower())
     if kind is None or not path.is_file():
-        raise user_error("picture", str(path), "an existing PNG or JPEG file", "Run the step that writes it.")
+        raise user_error("picture", str(path), "an existing PNG, JPEG or WebP file", "Run the step that writes it.")
     return kind, path.read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,18 +45,21 @@ def curate_part(
         executor: As for `curate`.
 
     Returns:
-        Number of pieces of video that this call worked on; those done earlier are not counted.
+        Number of pieces of video that this call finished; those done earlier, and those that killed their worker twice
+        and so are rejected, are not counted.
 
     Raises:
         UserError: There is no video, or the array is not numbered from 0 on.
     """
     from curator_stages.executor import make_executor
-    from curator_stages.pipeline import clips_pipeline, in_process_workers
+    from curator_stages.pipeline import clips_pipeline, in_process_workers, record_lost
     from curator_stages.sources import absolute
 
     array_place()
-    pipeline = clips_pipeline(absolute(input_dir), str(Path(output_dir).resolve()), config)
-    engine = make_executor(executor, progress=True, workers=in_process_workers(config))
+    output = str(Path(output_dir).resolve())
+    pipeline = clips_pipeline(absolute(input_dir), output, config)
+    on_lost = functools.partial(record_lost, output)
+    engine = make_executor(executor, progress=True, workers=in_process_workers(config), on_lost=on_lost)
     return len(pipeline.run(engine) or ())
 
 

@@ -18,8 +18,8 @@ from curator_stages.tasks import Clip, ClipsTask
 from nemo_cosmos.contracts import CaptionWindow
 from nemo_cosmos.errors import UserError
 
-_MOST_IN_VAIN = 8
-"""Windows in a row, from the first one on, after which a captioner without an answer counts as broken."""
+MOST_IN_VAIN = 8
+"""Windows in a row, from a worker's first one on, after which a captioner without an answer counts as broken."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class CaptionStage(ProcessingStage[ClipsTask, ClipsTask]):
     """Gives clips their caption windows; an answer finds its window by a key, never by position.
 
     A window without an answer is asked about again, `caption_retries` times; then its clip is rejected with the reason.
-    When none of the first windows was answered, the run fails.
+    When a worker's first windows all go without, the run fails.
     """
 
     config: CurationConfig
@@ -101,7 +101,7 @@ class CaptionStage(ProcessingStage[ClipsTask, ClipsTask]):
         errors = [answer for answer in answers.values() if isinstance(answer, CaptionError)]
         self._failed += len(errors)
         self._answered += len(answers) - len(errors)
-        if not self._answered and self._failed >= _MOST_IN_VAIN:
+        if not self._answered and self._failed >= MOST_IN_VAIN:
             raise UserError(
                 f"captioner: {self.config.captioner!r} answered none of the first {self._failed} requests "
                 f"({errors[0]}). Mend it, or choose `none` to leave clips without captions."

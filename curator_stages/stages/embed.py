@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +11,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
 from curator_stages.tasks import ClipsTask
+from curator_stages.threads import one_thread
 from nemo_cosmos.image_features import load_efficientnet, network_input
 
 
@@ -51,19 +50,6 @@ class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
 
         chosen = np.unique(np.linspace(0, len(frames) - 1, self.config.embed_frames).round().astype(int))
         pixels = network_input(frames[chosen]).to(self.config.device)
-        with _one_thread(), torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             features = self._network.extract_features(pixels).mean((0, 2, 3))
         return (features / features.norm()).cpu().numpy()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Gives the same sums, and so the same near-duplicates, however many cores there are."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -13,10 +13,12 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.dedup.clips import DUPLICATE_TAG
 from curator_stages.report_figures import funnel, histograms, stage_times
+from curator_stages.stages.statistics import statistics_by_source, statistics_of
 from curator_stages.summary import STAGE_ORDER, CurationSummary, summarise
 from curator_stages.tasks import ClipSetTask, StoredClip
+from nemo_cosmos.contracts import ClipRecord
 from nemo_cosmos.files import write_json
-from nemo_cosmos.html_page import Page
+from nemo_cosmos.html_page import Cell, Page
 
 _MOST_THUMBNAILS = 12
 _MOST_SAMPLES = 4
@@ -78,7 +80,7 @@ def build_page(summary: CurationSummary, clips: list[StoredClip]) -> Page:
     page.image(funnel(_steps(clips)), "Clips that each stage left of those it was given.")
     if rejected:
         page.table(["stage", "reason", "clips"], _reasons(clips))
-    page.table(["source", "kept", "rejected", "held out (kept)", "with actions (kept)"], _by_source(clips))
+    _add_statistics(page, records)
     page.section("Length and scores").image(histograms(records), "All clips that were measured, rejected ones on top.")
     _add_decision(page, "Kept clips", [c for c in clips if c.record.rejected_by is None])
     for stage in _deciding(clips):
@@ -117,15 +119,30 @@ def _kind(clip: StoredClip) -> str:
     return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "…", reason)
 
 
-def _by_source(clips: list[StoredClip]) -> list[list[str | int]]:
-    rows: list[list[str | int]] = []
-    for source in sorted({c.record.source for c in clips}):
-        records = [c.record for c in clips if c.record.source == source]
-        kept = [r for r in records if r.rejected_by is None]
-        heldout = sum(r.split == "heldout" for r in kept)
-        acting = sum(r.conditions.actions is not None for r in kept)
-        rows.append([source, len(kept), len(records) - len(kept), heldout, acting])
-    return rows
+def _add_statistics(page: Page, records: list[ClipRecord]) -> None:
+    """Adds the totals by source, and the buckets of kept clips."""
+    total, by_source = statistics_of(records), statistics_by_source(records)
+    told = [*by_source.items(), *([("all", total)] if len(by_source) > 1 else [])]
+    page.section("Sources")
+    rows: list[list[Cell]] = [
+        [name, s.videos, s.hours, s.clips, s.kept_clips, f"{s.kept_ratio:.0%}", s.kept_hours, s.heldout_clips]
+        for name, s in told
+    ]
+    page.table(["source", "videos", "hours", "clips", "kept", "kept of all", "kept hours", "held out"], rows)
+    rows = [
+        [name, s.clips_with_actions, s.captioned_clips, s.caption_windows, s.caption_characters, s.caption_words]
+        for name, s in told
+    ]
+    page.table(["kept clips of", "with actions", "with captions", "captions", "characters each", "words each"], rows)
+    buckets = {"shorter side": total.resolutions, "width:height": total.aspect_ratios, "frames": total.lengths}
+    joined = {"width:height": ":", "frames": " to "}
+    rows = [
+        [kind, name.replace("_", joined.get(kind, "")), number]
+        for kind, found in buckets.items()
+        for name, number in found.items()
+    ]
+    if rows:
+        page.table(["kept clips by", "", "clips"], rows)
 
 
 def _add_decision(page: Page, title: str, clips: list[StoredClip]) -> None:
@@ -136,11 +153,17 @@ def _add_decision(page: Page, title: str, clips: list[StoredClip]) -> None:
     pictured = [c for c in clips if c.file(".jpg").is_file()]
     if not pictured:
         page.text(f"{len(clips)} clips, of which no frame could be shown: the table above tells why.")
-    page.gallery([(c.file(".jpg"), _label(c)) for c in _spread(pictured, _MOST_THUMBNAILS)], min_width_px=180)
+    page.gallery([(_picture(c), _label(c)) for c in _spread(pictured, _MOST_THUMBNAILS)], min_width_px=180)
     playable = [c for c in pictured if c.file(".mp4").is_file() and c.file(".mp4").stat().st_size < _MOST_SAMPLE_BYTES]
     if playable:
         samples = [(c.file(".mp4"), c.record.source_video) for c in _spread(playable, _MOST_SAMPLES)]
         page.videos(samples, min_width_px=200)
+
+
+def _picture(clip: StoredClip) -> Path:
+    """Returns the clip's preview, or a still picture where it has none."""
+    preview = clip.file(".webp")
+    return preview if preview.is_file() else clip.file(".jpg")
 
 
 def _spread(clips: list[StoredClip], most: int) -> list[StoredClip]:

@@ -57,7 +57,7 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
             start_frame=span.start_frame,
             end_frame=span.end_frame,
             fps=fps,
-            size=(config.height, config.width),
+            size=config.stored_size,
             # The last span is the longest: it holds up to half a span more than the others.
             most_frames=max(2, round(2 * config.span_s * fps)),
             limits=DecodeLimits(max_pixels=config.max_source_pixels, timeout_s=config.decode_timeout_s),
@@ -91,7 +91,7 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
         return clips
 
     def _clip(self, span: VideoSpan, decoded: DecodedSpan, start: int, end: int) -> Clip:
-        first = span.start_frame + start
+        first, (height, width) = span.start_frame + start, decoded.frames[start].shape[:2]
         record = ClipRecord(
             clip_id=clip_id_of(span.source_video, first, first + end - start),
             source_video=span.source_video,
@@ -101,8 +101,8 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
             start_frame=first,
             num_frames=end - start,
             fps=span.video.fps,
-            height=self.config.height,
-            width=self.config.width,
+            height=height,
+            width=width,
             scores={"source_height": float(decoded.source_height), "source_width": float(decoded.source_width)},
             tags=_source_tags(decoded),
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import av
 import numpy as np
+from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
@@ -15,11 +17,17 @@ from curator_stages.conditions import cover_crop_intrinsics, slice_conditions
 from curator_stages.config import CurationConfig
 from curator_stages.tasks import Clip, ClipsTask
 from nemo_cosmos.contracts import Conditions
+from nemo_cosmos.errors import user_error
+
+X264, NVENC = "libx264", "h264_nvenc"
+_STREAMS_PER_GPU = 3
+"""Workers that share a GPU's encoders, as in NeMo-Curator."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass
 class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
-    """Gives each clip its mp4 (libx264, yuv420p, short groups of pictures) and its conditions."""
+    """Gives each clip its mp4 (H.264, yuv420p, short groups of pictures) and its conditions."""
 
     config: CurationConfig
     name: str = "transcode"
@@ -34,10 +42,20 @@ class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
         """Clips with mp4."""
         return ["data", "span"], []
 
+    def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
+        """Chooses the encoder.
+
+        Raises:
+            UserError: NVENC is asked for, and is not there.
+        """
+        self._codec = choose_encoder(self.config.encoder)
+
     def process(self, task: ClipsTask) -> ClipsTask:
         """Encodes the kept clips of one span."""
         for clip in task.kept():
-            clip.mp4 = encode_h264(clip.pixels, fps=clip.record.fps, crf=self.config.crf, gop=self.config.gop)
+            clip.mp4 = encode_h264(
+                clip.pixels, fps=clip.record.fps, crf=self.config.crf, gop=self.config.gop, codec=self._codec
+            )
             clip.record = replace(clip.record, conditions=self._conditions(clip, task.span.video.conditions))
         return task
 
@@ -50,26 +68,66 @@ class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
         return replace(cut, intrinsics=cover_crop_intrinsics(cut.intrinsics, old, (record.height, record.width)))
 
 
-def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int) -> bytes:
-    """Encodes frames in memory; the same frames give the same bytes on every machine.
+def choose_encoder(name: str) -> str:
+    """Returns the codec to encode with.
+
+    Args:
+        name: `libx264`, `h264_nvenc`, or `auto` for NVENC where it is there.
+
+    Raises:
+        UserError: NVENC is asked for, and is not there.
+    """
+    if name == X264:
+        return X264
+    try:
+        encode_h264(np.zeros((1, 256, 256, 3), np.uint8), fps=1.0, crf=16, gop=1, codec=NVENC)
+    except (av.FFmpegError, ValueError) as error:  # the latter where FFmpeg was built without it
+        if name == NVENC:
+            raise user_error(
+                "encoder", NVENC, "a GPU with NVENC and its driver", f"Here it fails ({error}); choose {X264} or auto."
+            ) from error
+        _log.warning("NVENC cannot be used here (%s): clips are encoded by %s.", error, X264)
+        return X264
+    return NVENC
+
+
+def encoder_gpus(config: CurationConfig) -> float:
+    """GPUs that a transcoding worker asks for: a share where it is to use NVENC, with `auto` where `device` is one."""
+    wanted = config.encoder == NVENC or (config.encoder == "auto" and config.device != "cpu")
+    return round(1 / _STREAMS_PER_GPU, 2) if wanted else 0.0
+
+
+def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int, codec: str = X264) -> bytes:
+    """Encodes frames in memory; with libx264 the same frames give the same bytes on every machine.
 
     Args:
         frames: uint8 RGB [T, H, W, 3]; H and W even.
         fps: Frames per second.
-        crf: x264 constant rate factor.
+        crf: x264 constant rate factor, or NVENC's `cq`.
         gop: Most frames between key frames.
+        codec: `libx264` or `h264_nvenc`.
 
     Returns:
         An mp4 file.
+
+    Raises:
+        av.FFmpegError: The codec cannot be used here.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # x264's choices depend on the number of threads, and with its macroblock tree they vary from run to run.
-        stream.options = {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1", "mbtree": "0"}
+        stream.options = _options(codec, crf, gop)
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def _options(codec: str, crf: int, gop: int) -> dict[str, object]:
+    if codec == NVENC:
+        return {"rc": "vbr", "cq": str(crf), "b": "0", "g": str(gop), "preset": "p4", "tune": "hq"}
+    # x264's choices depend on the number of threads, and with its macroblock tree they vary from run to run.
+    return {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1", "mbtree": "0"}

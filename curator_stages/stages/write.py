@@ -1,9 +1,8 @@
-"""Write: webdataset shards by resolution, aspect ratio and length, and the manifest."""
+"""Write: webdataset shards by resolution, aspect ratio and length, previews, and the manifest."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,20 +10,21 @@ from pathlib import Path
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
+from curator_stages.buckets import bucket_of
 from curator_stages.config import CurationConfig
 from curator_stages.manifest import MANIFEST, write_manifest
 from curator_stages.tasks import ClipSetTask, StoredClip
-from nemo_cosmos.contracts import ClipRecord, Split
+from nemo_cosmos.contracts import Split
 from nemo_cosmos.energon_metadata import ENERGON_FOLDER, write_energon_metadata, write_tar_index
 from nemo_cosmos.files import written_aside
 
-_ASPECT_RATIOS = ((16, 9), (4, 3), (1, 1), (3, 4), (9, 16))
 _SHARD_FOLDERS = "resolution_*"
+_PREVIEWS = "previews"
 
 
 @dataclass
 class WriteStage(ProcessingStage[ClipSetTask, ClipSetTask]):
-    """Writes kept clips into tars and all clips into `manifest.parquet`.
+    """Writes kept clips into tars, their previews into `previews/` and all clips into `manifest.parquet`.
 
     The new set is made in full in the work folder; only then does it take the place of what stood there before.
     """
@@ -61,22 +61,10 @@ class WriteStage(ProcessingStage[ClipSetTask, ClipSetTask]):
                 _write_shard(aside / shard, clips)
                 num_clips[clips[0].record.split][shard] = len(clips)
             write_energon_metadata(aside, num_clips)
+            _write_previews(aside / _PREVIEWS, task.data)
             write_manifest(aside / MANIFEST, [c.record for c in task.data])
         _replace_set(fresh, output)
         return task
-
-
-def bucket_of(record: ClipRecord) -> str:
-    """Returns a clip's folder, e.g. `resolution_256/aspect_ratio_1_1/frames_17_32`.
-
-    Resolution is the shorter side in pixels; the aspect ratio (width, height) is the nearest usual one; lengths are
-    grouped between powers of two.
-    """
-    shape = math.log(record.width / record.height)
-    wide, high = min(_ASPECT_RATIOS, key=lambda ratio: abs(shape - math.log(ratio[0] / ratio[1])))
-    upper = 1 << (record.num_frames - 1).bit_length()
-    resolution = min(record.height, record.width)
-    return f"resolution_{resolution}/aspect_ratio_{wide}_{high}/frames_{upper // 2 + 1}_{upper}"
 
 
 def _with_shards(clips: list[StoredClip], clips_per_shard: int) -> list[StoredClip]:
@@ -86,7 +74,7 @@ def _with_shards(clips: list[StoredClip], clips_per_shard: int) -> list[StoredCl
     result = []
     for clip in ordered:
         if clip.record.rejected_by is None:
-            kind = f"{bucket_of(clip.record)}/{clip.record.split}"
+            kind = f"{bucket_of(clip.record).folder}/{clip.record.split}"
             number = filled.get(kind, 0)
             filled[kind] = number + 1
             shard = f"{kind}-{number // clips_per_shard:06d}.tar"
@@ -96,23 +84,39 @@ def _with_shards(clips: list[StoredClip], clips_per_shard: int) -> list[StoredCl
 
 
 def _write_shard(path: Path, clips: list[StoredClip]) -> None:
-    """Writes `<clip_id>.mp4` and `<clip_id>.json` (`ClipRecord.to_dict`) of each clip; same clips, same bytes."""
+    """Writes `<clip_id>.mp4`, `.json` (`ClipRecord.to_dict`) and, where there is one, `.safetensors` of each clip.
+
+    The same clips give the same bytes.
+    """
     import webdataset
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(path), encoder=False, mtime=0) as tar:
         for clip in clips:
             described = json.dumps(clip.record.to_dict(), sort_keys=True).encode()
-            tar.write({"__key__": clip.record.clip_id, "mp4": clip.file(".mp4").read_bytes(), "json": described})
+            members = {"mp4": clip.file(".mp4").read_bytes(), "json": described}
+            if (states := clip.file(".safetensors")).is_file():
+                members["safetensors"] = states.read_bytes()
+            tar.write({"__key__": clip.record.clip_id, **members})
     write_tar_index(path)
+
+
+def _write_previews(folder: Path, clips: list[StoredClip]) -> None:
+    """Lays the previews of kept clips together, where there are any."""
+    previews = [c.file(".webp") for c in clips if c.record.shard and c.file(".webp").is_file()]
+    if previews:
+        folder.mkdir()
+    for preview in previews:
+        shutil.copyfile(preview, folder / preview.name)
 
 
 def _replace_set(fresh: Path, output: Path) -> None:
     """Puts the new set in the old one's place; the manifest goes first and comes last, and vouches for the shards."""
     (output / MANIFEST).unlink(missing_ok=True)
-    for old in (*output.glob(ENERGON_FOLDER), *output.glob(_SHARD_FOLDERS)):
+    folders = (_SHARD_FOLDERS, _PREVIEWS, ENERGON_FOLDER)
+    for old in [folder for name in reversed(folders) for folder in output.glob(name)]:
         shutil.rmtree(old)
-    for new in (*fresh.glob(_SHARD_FOLDERS), fresh / ENERGON_FOLDER):
+    for new in [folder for name in folders for folder in fresh.glob(name)]:
         new.rename(output / new.name)
     (fresh / MANIFEST).rename(output / MANIFEST)
     fresh.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,11 @@ from nemo_cosmos.contracts import ClipRecord, Split
 from nemo_cosmos.data.tar_shard import TarShard
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import written_aside
+from nemo_cosmos.text import unpack_text_states
 from nemo_cosmos.video_io import read_video, resize_frames
+
+if TYPE_CHECKING:
+    import torch
 
 SINGLE_VIEW = ("front", "side")
 """The one camera of each simulator that single-view models see: the car's front camera and the arm's side camera."""
@@ -96,6 +101,22 @@ class CuratedClips:
         shard, key = self._places[index]
         name = f"{shard.path}:{key}.mp4"
         return read_video(shard.read(f"{key}.mp4"), name=name, first_frame=start, max_frames=num_frames)[0]
+
+    def text_states(self, index: int, fingerprint: str) -> dict[str, torch.Tensor]:
+        """Reads the text embeddings that curation stored with a clip.
+
+        Args:
+            index: Which clip.
+            fingerprint: Of the encoder whose states are wanted, as of `text_encoder_fingerprint`.
+
+        Returns:
+            As of `unpack_text_states`; empty when none were stored, or another encoder's.
+        """
+        shard, key = self._places[index]
+        member = f"{key}.safetensors"
+        if member not in shard:
+            return {}
+        return unpack_text_states(shard.read(member), fingerprint, name=f"{shard.path}:{member}")
 
 
 def curated_shards(root: str | Path) -> list[str]:

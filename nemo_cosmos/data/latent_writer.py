@@ -27,6 +27,7 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json, written_aside
 from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.text import TextEncoder, TextEncoderConfig
+from nemo_cosmos.text.cache import hash_of
 from nemo_cosmos.tokenizer.statistics import Numbers
 from nemo_cosmos.video_io import to_model
 
@@ -35,6 +36,9 @@ _TEXTS_KEPT = 32
 """Captions whose states a writer holds in memory."""
 _LEAST_VARIANCE = 1e-12
 """Below it is rounding error."""
+
+_Text = tuple[torch.Tensor, torch.Tensor]
+"""States of a caption's tokens, bf16 [L, D], zero where padded, and the mask, bool [L]."""
 
 
 class LatentTokenizer(Protocol):
@@ -98,20 +102,22 @@ def _state_of(curated: str | Path, shard: str) -> dict[str, int]:
     return {"bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
-def captions_of(curated: str | Path, shard: str, config: LatentCacheConfig) -> list[str]:
-    """Captions of all windows that are cut from a curated shard, each once.
+def captions_to_encode(curated: str | Path, shard: str, config: LatentCacheConfig, fingerprint: str) -> list[str]:
+    """Captions of all windows that are cut from a curated shard, each once, whose states do not stand there already.
 
     Args:
         curated: Folder that `nemo-cosmos curate` wrote.
         shard: Its name, as by `curated_shards`.
         config: What is cut.
+        fingerprint: The text encoder's.
     """
-    records = CuratedClips(curated, views=config.views, shards=(shard,)).records
-    captions = {
-        caption_at(record, start, config.num_frames): None  # a dict keeps their order
-        for record in records
-        for start in windows_of(record, num_frames=config.num_frames, stride=config.window_stride)
-    }
+    clips = CuratedClips(curated, views=config.views, shards=(shard,))
+    captions: dict[str, None] = {}  # a dict keeps their order
+    for index, record in enumerate(clips.records):
+        starts = windows_of(record, num_frames=config.num_frames, stride=config.window_stride)
+        wanted = {caption_at(record, start, config.num_frames): None for start in starts}
+        stored = clips.text_states(index, fingerprint) if wanted else {}
+        captions |= {caption: None for caption in wanted if hash_of(caption) not in stored}
     return list(captions)
 
 
@@ -127,6 +133,7 @@ class LatentWriter:
         tokenizer: A tokenizer of videos, on this rank's device.
         text_encoder: Encodes the captions.
         config: What to cut.
+        text_fingerprint: The text encoder's: where curation stored states of it, those are taken.
         progress: Show a bar that counts clips.
     """
 
@@ -138,11 +145,12 @@ class LatentWriter:
         tokenizer: LatentTokenizer,
         text_encoder: TextEncoder,
         config: LatentCacheConfig,
+        text_fingerprint: str | None = None,
         progress: bool = False,
     ) -> None:
         self._curated, self._output = Path(curated), Path(output)
         self._tokenizer, self._text_encoder = tokenizer, text_encoder
-        self._config, self._progress = config, progress
+        self._config, self._progress, self._text_fingerprint = config, progress, text_fingerprint
         # Windows of one clip stand together and share captions; T5 states take 1 MB each, so only the latest are kept.
         self._text = lru_cache(maxsize=_TEXTS_KEPT)(self._encode_text)
 
@@ -182,21 +190,24 @@ class LatentWriter:
                 video = torch.stack([to_model(f) for f in frames]).to(current_device())
                 with torch.inference_mode():
                     latents = self._tokenizer.encode(video).cpu()
-                for (sample, record), latent in zip(samples, latents, strict=True):
+                for (sample, record, text), latent in zip(samples, latents, strict=True):
                     moments.add(latent)
-                    tar.write(self._member(sample, record, latent))
+                    tar.write(self._member(sample, record, text or self._text(sample.caption), latent))
         return moments
 
     def _batches(
         self, clips: CuratedClips, bar: tqdm
-    ) -> Iterator[tuple[list[tuple[LatentSample, ClipRecord]], list[np.ndarray]]]:
+    ) -> Iterator[tuple[list[tuple[LatentSample, ClipRecord, _Text | None]], list[np.ndarray]]]:
+        """Gives samples with their record, and states where these are stored; and the frames of each."""
         config = self._config
         samples, frames = [], []
         for index, record in enumerate(clips.records):
             starts = self._windows(record)
             pixels = clips.frames(index, height=config.height, width=config.width) if starts else None
+            stored = clips.text_states(index, self._text_fingerprint) if starts and self._text_fingerprint else {}
             for start in starts:
-                samples.append((_sample(record, start, config), record))
+                sample = _sample(record, start, config)
+                samples.append((sample, record, self._padded(stored.get(hash_of(sample.caption)))))
                 frames.append(pixels[start : start + config.num_frames])
                 if len(samples) == config.batch_size:
                     yield samples, frames
@@ -205,12 +216,23 @@ class LatentWriter:
         if samples:
             yield samples, frames
 
-    def _encode_text(self, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode_text(self, caption: str) -> _Text:
         states, mask = self._text_encoder.encode([caption])
         return states[0].bfloat16(), mask[0]
 
-    def _member(self, sample: LatentSample, record: ClipRecord, latent: torch.Tensor) -> dict[str, str | bytes]:
-        text_emb, text_mask = self._text(sample.caption)
+    def _padded(self, stored: torch.Tensor | None) -> _Text | None:
+        """Lays stored states, bf16 [tokens, D], out as the encoder would."""
+        if stored is None:
+            return None
+        config = self._text_encoder.config
+        states = torch.zeros(config.max_length, config.dim, dtype=torch.bfloat16)
+        states[: len(stored)] = stored
+        return states, torch.arange(config.max_length) < len(stored)
+
+    def _member(
+        self, sample: LatentSample, record: ClipRecord, text: _Text, latent: torch.Tensor
+    ) -> dict[str, str | bytes]:
+        text_emb, text_mask = text
         stored = latent.to(torch.bfloat16 if latent.is_floating_point() else torch.int32).contiguous()
         tensors = {"latent": stored, "text_emb": text_emb, "text_mask": text_mask}
         start, stop = sample.start_frame, sample.start_frame + sample.num_frames

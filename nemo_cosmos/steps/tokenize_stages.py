@@ -11,9 +11,9 @@ from nemo_curator.tasks import EmptyTask, Task
 
 from nemo_cosmos.checkpoints.load import load_tokenizer
 from nemo_cosmos.data.latent_cache import LatentCacheConfig
-from nemo_cosmos.data.latent_writer import LatentWriter, captions_of, unwritten_shards
+from nemo_cosmos.data.latent_writer import LatentWriter, captions_to_encode, unwritten_shards
 from nemo_cosmos.parallel.device import current_device
-from nemo_cosmos.text import load_text_encoder
+from nemo_cosmos.text import load_text_encoder, text_encoder_fingerprint
 from nemo_cosmos.tokenizer.streaming import StreamingEncoder
 
 
@@ -65,7 +65,7 @@ class ShardReaderStage(ProcessingStage[EmptyTask, CuratedShardTask]):
 
 @dataclass
 class EncodeCaptionsStage(ProcessingStage[CuratedShardTask, CuratedShardTask]):
-    """Encodes the captions of curated shards into the cache of text embeddings.
+    """Encodes the captions of curated shards into the cache of text embeddings, as far as the shards lack them.
 
     One worker of a node loads the text encoder, which may be larger than all else; those that tokenize then find every
     caption there.
@@ -92,10 +92,11 @@ class EncodeCaptionsStage(ProcessingStage[CuratedShardTask, CuratedShardTask]):
     def setup(self, _: WorkerMetadata | None = None) -> None:
         """Finds the text encoder, to run on the device that this worker was given."""
         self._encoder = load_text_encoder(self.text_encoder).to(current_device())
+        self._fingerprint = text_encoder_fingerprint(self.text_encoder)
 
     def process(self, task: CuratedShardTask) -> CuratedShardTask:
         """Encodes the captions of one shard."""
-        for caption in captions_of(self.curated, task.data, self.config):
+        for caption in captions_to_encode(self.curated, task.data, self.config, self._fingerprint):
             self._encoder.encode([caption])  # one by one: the states of many would fill the memory
         return task
 
@@ -130,6 +131,7 @@ class TokenizeStage(ProcessingStage[CuratedShardTask, CuratedShardTask]):
             tokenizer=StreamingEncoder(load_tokenizer(self.tokenizer).model.to(device)),
             text_encoder=load_text_encoder(self.text_encoder).to(device),
             config=self.config,
+            text_fingerprint=text_encoder_fingerprint(self.text_encoder),
             progress=self.progress,
         )
 

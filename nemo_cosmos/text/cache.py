@@ -32,7 +32,7 @@ class EmbeddingCache:
 
     def __init__(self, encoder: str, *, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._key = _hash(f"{encoder}, {dtype}")[:32]
+        self._key = hash_of(f"{encoder}, {dtype}")[:32]
         root = Path(os.environ.get(FOLDER_VARIABLE, "~/.cache/nemo_cosmos")).expanduser()
         self._folder = root / "text" / self._key
 
@@ -78,8 +78,9 @@ class EmbeddingCache:
             yield
 
     def _path(self, text: str) -> Path:
-        return self._folder / f"{_hash(text)}.safetensors"
+        return self._folder / f"{hash_of(text)}.safetensors"
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
+    """Returns the name that stored states of a text go by: its SHA-256 in hex."""
     return hashlib.sha256(text.encode()).hexdigest()

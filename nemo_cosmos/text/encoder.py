@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
-from nemo_cosmos.text.cache import EmbeddingCache
+from nemo_cosmos.text.cache import EmbeddingCache, hash_of
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +101,15 @@ class TextEncoder:
         mask = tokens["attention_mask"].bool().cpu()
         return (states * mask.unsqueeze(-1)).clone(), mask.clone()
 
+    def states(self, prompt: str) -> torch.Tensor:
+        """Encodes one prompt by itself, so that it gives the same bits in any company.
+
+        Returns:
+            Its token states without padding, float32 [tokens, D], on the CPU.
+        """
+        (states,), (mask,) = self.encode([prompt])
+        return states[mask]
+
 
 class CachedTextEncoder:
     """An encoder like `TextEncoder` whose states come from a cache on disk, where they have been encoded before.
@@ -111,7 +120,7 @@ class CachedTextEncoder:
     Args:
         config: Which encoder.
         load: Loads it, in the type that it computes in.
-        identity: What tells its weights from all others.
+        identity: What tells its states from all others.
     """
 
     def __init__(self, config: TextEncoderConfig, load: Callable[[torch.dtype], TextEncoder], *, identity: str) -> None:
@@ -127,7 +136,7 @@ class CachedTextEncoder:
         """Sets where the model runs, once it is needed."""
         self._device = device
         dtype = self.config.dtype(device)
-        self._cache = EmbeddingCache(f"{self._identity}, {self.config.max_length} tokens", dtype=dtype)
+        self._cache = EmbeddingCache(self._identity, dtype=dtype)
         if self._encoder is not None:
             self._encoder.to(device)
         return self
@@ -168,8 +177,7 @@ class CachedTextEncoder:
     def _encode(self, prompt: str) -> torch.Tensor:
         if self._encoder is None:
             self._encoder = self._load(self.config.dtype(self._device)).to(self._device)
-        (states,), (mask,) = self._encoder.encode([prompt])
-        return states[mask]
+        return self._encoder.states(prompt)
 
 
 def text_encoder_config(name: str | Path) -> TextEncoderConfig:
@@ -208,6 +216,32 @@ def load_text_encoder(name: str | Path) -> CachedTextEncoder:
     return CachedTextEncoder(config, lambda dtype: _load(config, dtype), identity=_identity(config))
 
 
+def load_whole_text_encoder(name: str | Path, device: torch.device) -> TextEncoder:
+    """Loads an encoder's model at once, for work whose texts are not worth a file each in the user's cache.
+
+    Args:
+        name: As `text_encoder_config` takes it.
+        device: Where it is to run.
+
+    Raises:
+        UserError: The name is unknown, or the weights are not there.
+    """
+    config = text_encoder_config(name)
+    return _load(config, config.dtype(device)).to(device)
+
+
+def text_encoder_fingerprint(name: str | Path) -> str:
+    """Returns a hash of what tells an encoder's states from all others', SHA-256 in hex; no weights are loaded.
+
+    Args:
+        name: As `text_encoder_config` takes it.
+
+    Raises:
+        UserError: The name is unknown, or its package is not there.
+    """
+    return hash_of(_identity(text_encoder_config(name)))
+
+
 def _load(config: TextEncoderConfig, dtype: torch.dtype) -> TextEncoder:
     from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
@@ -241,10 +275,11 @@ def _weights_of(config: TextEncoderConfig) -> tuple[str, str, dict[str, str]]:
 
 
 def _identity(config: TextEncoderConfig) -> str:
-    """What tells an encoder's weights from all others; of a folder its files, which may be replaced."""
+    """What tells an encoder's states from all others; of a folder its files, which may be replaced."""
     source, tokenizer_source, options = _weights_of(config)
     if config.folder is None:
         version = options.get("revision") or metadata.version(str(config.package).replace("_", "-"))
-        return f"{config.hub_id or config.package}@{version}"
+        return f"{config.hub_id or config.package}@{version}, {config.max_length} tokens"
     files = [path for part in (source, tokenizer_source) for path in sorted(Path(part).iterdir())]
-    return str([(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+    weights = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{weights}, {config.max_length} tokens"

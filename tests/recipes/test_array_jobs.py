@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import fiddle
 import numpy as np
 import pytest
+from nemo_curator.tasks import Task
 
+from curator_stages.executor import InProcessExecutor
+from curator_stages.workers import WorkerPool
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import write_video
 from recipes.array_jobs import array_place, curate_part
@@ -56,6 +60,31 @@ def test_parts_joined_equal_one_curation(tmp_path: Path, monkeypatch: pytest.Mon
     assert summary.num_kept > 0
     assert {name: (joined / ".work" / "spans" / name).stat().st_mtime_ns for name in spans} == before
     assert shards(joined) == shards(whole)
+
+
+def test_a_piece_that_kills_its_worker_twice_is_a_row_and_the_rest_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seed in (("bad", 1), ("good", 2)):
+        (tmp_path / "raw").mkdir(exist_ok=True)
+        write_moving_square(tmp_path / "raw" / f"{name}.mp4", seed)
+    small = ["config.height=64", "config.width=64", "config.motion_pairs=2", "config.embed_frames=1"]
+    config = fiddle.build(configure("curate_part", small).config)
+    run = WorkerPool.run
+
+    def run_and_lose_one(self: WorkerPool, tasks: Sequence[Task], done: Callable[[], object]) -> Iterator[Task]:
+        bad = [task for task in tasks if "bad" in task.data.path]
+        for task in bad:
+            self._lose(task, "its worker was killed by SIGKILL, twice")
+        yield from run(self, [task for task in tasks if task not in bad], done)
+
+    monkeypatch.setattr(WorkerPool, "run", run_and_lose_one)
+    monkeypatch.setattr(InProcessExecutor, "_num_workers", lambda *_: 2)
+    assert curate_part(tmp_path / "raw", tmp_path / "out", config) == 1
+    monkeypatch.undo()
+    made = [f"input_dir={tmp_path / 'raw'}", f"output_dir={tmp_path / 'out'}", *small]
+    summary = fiddle.build(configure("curate", made))()
+    assert (summary.num_kept, summary.rejected) == (1, {"executor": 1})
 
 
 def shards(curated: Path) -> dict[str, bytes]:

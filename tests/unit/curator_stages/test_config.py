@@ -21,6 +21,9 @@ def test_shipped_values_load_and_can_be_overridden() -> None:
     [
         ({"captioner": ""}, "captioner"),
         ({"height": 255}, "height"),
+        ({"sizes": [[64, 65]]}, "sizes"),
+        ({"sizes": [[64, 64, 3]]}, "sizes"),
+        ({"encoder": "av1"}, "encoder"),
         ({"shot_detector": "magic"}, "shot_detector"),
         ({"min_s": 5.0, "max_s": 2.0}, "min_s"),
         ({"max_s": 40.0}, "span_s"),

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,14 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 from nemo_curator.tasks import EmptyTask
 
+from curator_stages.captioning.captioner import Answer, CaptionError, CaptionRequest
 from curator_stages.config import CurationConfig
 from curator_stages.executor import InProcessExecutor
 from curator_stages.pipeline import curate
+from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.save_span import SaveSpanStage
 from curator_stages.work import WorkFolder
+from nemo_cosmos.data.curated import CuratedClips
 from nemo_cosmos.errors import UserError
+from nemo_cosmos.text import text_encoder_fingerprint
+from nemo_cosmos.text.cache import hash_of
 from nemo_cosmos.video_io import write_video
 from tests.unit.curator_stages.samples import moving_texture
+from tests.unit.text.tiny_t5 import write_tiny_t5
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -48,6 +55,49 @@ def test_whole_road(videos: Path, tmp_path: Path, config: CurationConfig) -> Non
     assert {"read", "shot_split", "transcode", "motion_filter", "caption", "embed", "semantic_dedup", "write"} <= set(
         summary.seconds
     )
+
+
+def test_captions_are_embedded_and_previews_made_where_asked_for(
+    videos: Path, tmp_path: Path, config: CurationConfig
+) -> None:
+    t5 = str(write_tiny_t5(tmp_path / "t5"))
+    config = replace(config, text_encoder=t5, preview_fps=5.0, dedup_similarity=1.0, dedup_similarity_simulated=1.0)
+    curate(videos, tmp_path / "out", config, progress=False)
+    clips = CuratedClips(tmp_path / "out")
+    assert {r.source_video for r in clips.records} > {"street/drive_a.mp4", "street/drive_b.mp4"}
+    for index, record in enumerate(clips.records):
+        stored = clips.text_states(index, text_encoder_fingerprint(t5))
+        assert stored.keys() == {hash_of(window.text) for window in record.captions}
+    previews = {path.name for path in (tmp_path / "out" / "previews").iterdir()}
+    assert previews == {f"{r.clip_id}.webp" for r in clips.records}
+
+
+class _Captioner:
+    works = False
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> dict[str, Answer]:
+        return {r.key: f"seen {r.key}" if self.works else CaptionError("HTTP 500") for r in requests}
+
+
+def test_a_captioner_that_answered_no_worker_fails_the_run_and_is_asked_again_in_the_next(
+    videos: Path, tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("my_captioners")
+    module.Captioner = _Captioner
+    monkeypatch.setitem(sys.modules, "my_captioners", module)
+    monkeypatch.setattr(CaptionStage, "_check", lambda *_: None)  # as when each of many workers is asked little
+    config = replace(config, captioner="my_captioners:Captioner", caption_retries=0, max_s=0.5)
+    for i in range(3):
+        write_video(videos / "more" / f"{i}.mp4", moving_texture(20, seed=20 + i), fps=10)
+    with pytest.raises(UserError, match="'my_captioners:Captioner' answered for none of 16 clips.*HTTP 500"):
+        curate(videos, tmp_path / "out", config, progress=False)
+    kept = {p.name for p in (tmp_path / "out" / ".work" / "spans").iterdir()}
+    assert len(kept) == 3  # the simulated ones, told by their sidecars, and the broken one
+    monkeypatch.setattr(_Captioner, "works", True)
+    summary = curate(videos, tmp_path / "out", config, progress=False)
+    assert "caption" not in summary.rejected
+    rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert all(f"seen {row['clip_id']}" in row["captions"] for row in rows if row["source"] == "more")
 
 
 def test_second_run_does_nothing_and_says_so(

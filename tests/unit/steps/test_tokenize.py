@@ -1,10 +1,12 @@
 """The latent cache through NeMo-Curator's executors, with the embedded tokenizer."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import webdataset
 
 from nemo_cosmos.checkpoints.convert import convert
 from nemo_cosmos.data.latent_cache import LatentCacheConfig, read_cache_card
@@ -13,7 +15,7 @@ from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json
 from nemo_cosmos.steps.tokenize import tokenize
 from nemo_cosmos.steps.tokenize_stages import TokenizeStage
-from nemo_cosmos.text import encoder
+from nemo_cosmos.text import encoder, load_text_encoder, pack_text_states, text_encoder_fingerprint
 from nemo_cosmos.tokenizer import weights
 from nemo_cosmos.tokenizer.config import preset
 from nemo_cosmos.tokenizer.model import CausalVideoTokenizer, ImageTokenizer
@@ -55,6 +57,40 @@ def test_the_text_encoder_is_loaded_once_and_not_by_what_tokenizes(curated, tmp_
     tokenize(curated, tmp_path / "two", config=CONFIG)
     assert loads == [False]
     assert _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def _store_states(curated, text_encoder, *, but=()):
+    """Puts the states of all captions, but those, beside the clips, as curation does that embeds them."""
+    whole = load_text_encoder(text_encoder)
+    for path in curated.rglob("*.tar"):
+        samples = [dict(sample) for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
+        with webdataset.TarWriter(str(path), encoder=False) as tar:
+            for sample in samples:
+                texts = {window["text"] for window in json.loads(sample["json"])["captions"]} - set(but)
+                states = {text: whole.encode([text]) for text in texts}
+                states = {text: found[mask] for text, ((found,), (mask,)) in states.items()}
+                packed = pack_text_states(text_encoder_fingerprint(text_encoder), states)
+                tar.write({name: sample[name] for name in ("__key__", "mp4", "json")} | {"safetensors": packed})
+
+
+def test_what_curation_embedded_is_not_encoded_again(curated, tmp_path, monkeypatch):
+    t5 = str(write_tiny_t5(tmp_path / "pipeline"))
+    tokenize(curated, tmp_path / "encoded", text_encoder=t5, config=CONFIG)
+    _store_states(curated, t5, but=["first of 0"])
+    monkeypatch.setenv("NEMO_COSMOS_CACHE", str(tmp_path / "empty"))
+    encoded, encode = [], encoder.TextEncoder.encode
+    monkeypatch.setattr(encoder.TextEncoder, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    tokenize(curated, tmp_path / "stored", text_encoder=t5, config=CONFIG)
+    assert encoded == ["first of 0"]
+    latents = [
+        {name: data for name, data in _files(tmp_path / folder).items() if not name.startswith("shards")}
+        for folder in ("encoded", "stored")  # `shards` tells which curated files they were made of
+    ]
+    assert latents[0] == latents[1]
+    other = str(write_tiny_t5(tmp_path / "other", seed=1))
+    encoded.clear()
+    tokenize(curated, tmp_path / "other_encoder", text_encoder=other, config=CONFIG)
+    assert len(encoded) == len(set(encoded)) == 8  # clip 4 is too short
 
 
 def test_captions_may_be_encoded_by_a_pipelines_own_t5(curated, tmp_path):

@@ -9,17 +9,23 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan
+from curator_stages.pipeline import CurateClips
+from curator_stages.stages import transcode
 from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.motion import MotionFilterStage
+from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.reader import plan_spans
+from curator_stages.stages.save_span import SaveSpanStage
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.transcode import TranscodeStage, encode_h264
 from curator_stages.tasks import ClipsTask, SpanTask
+from curator_stages.work import WorkFolder
 from nemo_cosmos.errors import UserError
-from nemo_cosmos.video_io import read_video, write_video
+from nemo_cosmos.video_io import read_video, resize_frames, write_video
 from tests.unit.curator_stages.samples import SIZE, moving_texture, real_frames, simulated_video, write_simulated
 
 
@@ -85,7 +91,9 @@ def test_simulated_video_is_one_shot_and_conditions_follow_its_clips(tmp_path: P
     write_simulated(tmp_path, "v", simulated_video(20), seed=1)
     write_video(tmp_path / "v.mp4", np.concatenate([moving_texture(10, seed=s) for s in (1, 2)]), fps=10)
     config = replace(config, max_s=1.5)
-    task = TranscodeStage(config=config).process(split(tmp_path, config))
+    stage = TranscodeStage(config=config)
+    stage.setup()
+    task = stage.process(split(tmp_path, config))
     records = [c.record for c in task.data]
     assert [(r.start_frame, r.num_frames) for r in records] == [(0, 15), (15, 5)]
     assert [a[0] for a in records[1].conditions.actions] == [15, 16, 17, 18]
@@ -106,6 +114,76 @@ def test_mp4_has_short_groups_of_pictures_and_good_quality() -> None:
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         keys = [i for i, packet in enumerate(p for p in container.demux(stream) if p.size) if packet.is_keyframe]
     assert keys == [0, 8, 16]
+
+
+def test_nvenc_is_taken_where_it_is_there(
+    config: CurationConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No machine with NVENC is at hand: whether the codec opens is made up here, and its options were never tried."""
+    opened: list[str] = []
+
+    def absent(*_: object, codec: str, **__: object) -> bytes:
+        opened.append(codec)
+        raise av.error.PermissionError(1, "Operation not permitted")
+
+    def present(*_: object, codec: str, **__: object) -> bytes:
+        opened.append(codec)
+        return b""
+
+    for found, name, expected in (
+        (present, "auto", "h264_nvenc"),
+        (present, "h264_nvenc", "h264_nvenc"),
+        (absent, "auto", "libx264"),
+    ):
+        monkeypatch.setattr(transcode, "encode_h264", found)
+        assert transcode.choose_encoder(name) == expected
+    assert opened == ["h264_nvenc"] * 3 and "clips are encoded by libx264" in caplog.text
+    with pytest.raises(UserError, match="encoder: got 'h264_nvenc', expected a GPU with NVENC"):
+        TranscodeStage(config=replace(config, encoder="h264_nvenc")).setup()
+    assert transcode.choose_encoder("libx264") == "libx264" and len(opened) == 4
+
+
+@pytest.mark.parametrize(
+    ("encoder", "device", "gpus"),
+    [("libx264", "cuda", 0.0), ("h264_nvenc", "cpu", 0.33), ("auto", "cpu", 0.0), ("auto", "cuda", 0.33)],
+)
+def test_a_share_of_a_gpu_is_asked_for_nvenc(config: CurationConfig, encoder: str, device: str, gpus: float) -> None:
+    config = replace(config, encoder=encoder, device=device)
+    stages = {stage.name: stage for stage in CurateClips(input_dir="in", output_dir="out", config=config).decompose()}
+    assert stages["transcode"].resources.gpus == gpus
+
+
+def test_previews_are_small_and_move(tmp_path: Path, config: CurationConfig) -> None:
+    write_video(tmp_path / "v.mp4", moving_texture(30, seed=1, height=96, width=96), fps=10)
+    task = PreviewStage(target_fps=2.0, target_height=32).process(split(tmp_path, replace(config, width=128)))
+    (clip,) = task.data
+    with Image.open(io.BytesIO(clip.preview)) as animation:
+        assert (animation.format, animation.size, animation.n_frames) == ("WEBP", (64, 32), 6)
+        assert animation.info["loop"] == 0
+        for number in range(6):
+            animation.seek(number)
+            shown = np.asarray(animation.convert("RGB"), float)
+            apart = [np.abs(shown - resize_frames(f[None], 32, 64)[0]).mean() for f in clip.frames]
+            # Near the frame of its time, and nearer to it than to those half a second away.
+            assert int(np.argmin(apart)) == 5 * number and apart[5 * number] < 20
+    larger = PreviewStage(target_fps=100.0, target_height=999)._animation(clip.frames, 10.0)
+    with Image.open(io.BytesIO(larger)) as animation:
+        assert (animation.size, animation.n_frames) == ((128, SIZE), 30)
+
+
+def test_one_sample_of_what_each_stage_rejects_is_stored(tmp_path: Path, config: CurationConfig) -> None:
+    frames = np.concatenate([moving_texture(10, seed=seed) for seed in range(5)])
+    write_video(tmp_path / "v.mp4", frames, fps=10)
+    stage = TranscodeStage(config=config)
+    stage.setup()
+    task = stage.process(split(tmp_path, config))
+    for clip, rejected_by in zip(task.data, ("quality", "quality", "caption", None, "quality"), strict=True):
+        if rejected_by:
+            clip.reject(rejected_by, "because")
+    SaveSpanStage(output_dir=str(tmp_path / "out")).process(task)
+    stored, _ = WorkFolder(tmp_path / "out" / ".work").read(task.span.key)
+    assert [c.file(".mp4").is_file() for c in stored] == [True, False, True, True, False]
+    assert all(c.file(".jpg").is_file() for c in stored)
 
 
 def test_still_clips_are_rejected_even_with_grain(tmp_path: Path, config: CurationConfig) -> None:

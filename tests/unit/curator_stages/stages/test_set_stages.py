@@ -17,14 +17,16 @@ import pytest
 import webdataset
 
 from curator_stages.config import CurationConfig
-from curator_stages.dedup.clips import Duplicate, mark_duplicates
+from curator_stages.dedup.clips import Duplicate, mark_duplicates, ranks_of
 from curator_stages.stages.exact_dedup import ExactDedupStage
+from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.semantic_dedup import SemanticDedupStage, find_duplicates
+from curator_stages.stages.statistics import StatisticsStage, statistics_of
 from curator_stages.stages.transcode import encode_h264
-from curator_stages.stages.write import WriteStage, bucket_of
+from curator_stages.stages.write import WriteStage
 from curator_stages.tasks import ClipSetTask, StoredClip
-from nemo_cosmos.contracts import ClipRecord, Conditions
+from nemo_cosmos.contracts import CaptionWindow, ClipRecord, Conditions
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import read_video
 from tests.unit.curator_stages.samples import moving_texture
@@ -67,6 +69,13 @@ def test_highest_resolution_is_kept_then_the_longest(config: CurationConfig) -> 
     records = [record("small", pixels=50, frames=30), record("short"), record("best", frames=20), record("other")]
     same = np.repeat(near([]), 3, axis=0)
     assert duplicates(records, np.concatenate([same, near([0.5])[1:]]), config) == {0: 2, 1: 2}
+
+
+def test_length_is_in_seconds_and_among_equals_the_first_id_is_kept() -> None:
+    slow, fast = replace(record("slow"), fps=5.0), replace(record("fast", frames=15), fps=30.0)
+    ordered = [slow, record("ab"), record("ba"), fast]
+    for records in (ordered, ordered[::-1]):
+        assert [records[i].clip_id for i in np.argsort(ranks_of(records))] == ["slow", "ab", "ba", "fast"]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +137,12 @@ def clips(tmp_path: Path) -> list[StoredClip]:
         clip.file(".mp4").write_bytes(encode_h264(frames, fps=10.0, crf=16, gop=8))
         cv2.imwrite(str(clip.file(".jpg")), frames[0])
         np.save(clip.file(".npy"), vector)
+        clip.file(".webp").write_bytes(PreviewStage(target_fps=2.0)._animation(frames, 10.0))
+        clip.file(".safetensors").write_bytes(item.clip_id.encode())
         stored.append(clip)
-    broken = replace(record("e"), num_frames=0, rejected_by="read", rejected_reason="the file is empty (0 bytes)")
+    broken = replace(
+        record("e"), num_frames=0, fps=0.0, rejected_by="read", rejected_reason="the file is empty (0 bytes)"
+    )
     return [*stored, StoredClip(record=broken, folder=str(tmp_path))]
 
 
@@ -138,6 +151,7 @@ def run_set(clips: list[StoredClip], output: Path, config: CurationConfig) -> Cl
     stages = [
         SemanticDedupStage(config=config),
         WriteStage(output_dir=str(output), config=config),
+        StatisticsStage(output_dir=str(output)),
         ReportStage(output_dir=str(output), seconds={"read": 1.0}),
     ]
     for stage in stages:
@@ -159,6 +173,53 @@ def test_shards_are_read_by_webdataset(clips: list[StoredClip], tmp_path: Path, 
         assert told.clip_id == sample["__key__"]
         assert sample["__url__"].endswith(told.shard)
         assert len(read_video(sample["mp4"])[0]) == told.num_frames
+        assert sample["safetensors"].decode() == told.clip_id
+
+
+def test_previews_of_kept_clips_stand_together(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
+    stage = WriteStage(output_dir=str(tmp_path / "out"), config=config)
+    clips[0] = replace(clips[0], record=replace(clips[0].record, rejected_by="semantic_dedup"))
+    for given, expected in ((clips, {"b.webp", "c.webp", "d.webp"}), (clips[2:], {"c.webp", "d.webp"})):
+        stage.process(ClipSetTask(dataset_name="clips", data=given))
+        previews = {path.name: path.read_bytes() for path in (tmp_path / "out" / "previews").iterdir()}
+        assert previews == {name: (tmp_path / name).read_bytes() for name in expected}
+    for clip in clips[:-1]:
+        clip.file(".webp").unlink()
+    stage.process(ClipSetTask(dataset_name="clips", data=clips))
+    assert not (tmp_path / "out" / "previews").exists()
+
+
+def test_statistics_by_source_and_of_all(clips: list[StoredClip], tmp_path: Path) -> None:
+    said = (CaptionWindow(start_frame=0, end_frame=5, text="a red car", captioner="c"),)
+    changes = {
+        0: {"rejected_by": "semantic_dedup"},
+        1: {"captions": said, "split": "heldout"},
+        2: {"source": "t", "height": 128},
+    }
+    clips = [replace(c, record=replace(c.record, **changes.get(i, {}))) for i, c in enumerate(clips)]
+    StatisticsStage(output_dir=str(tmp_path / "out")).process(ClipSetTask(dataset_name="clips", data=clips))
+    told = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert told["total"] == {
+        "videos": 5,
+        "clips": 5,
+        "hours": round(5.2 / 3600, 6),
+        "kept_clips": 3,
+        "kept_hours": round(4.2 / 3600, 6),
+        "kept_ratio": 0.6,
+        "heldout_clips": 1,
+        "clips_with_actions": 0,
+        "resolutions": {"64": 3},
+        "aspect_ratios": {"1_1": 2, "9_16": 1},
+        "lengths": {"9_16": 2, "17_32": 1},
+        "captioned_clips": 1,
+        "caption_windows": 1,
+        "caption_characters": 9.0,
+        "caption_words": 3.0,
+    }
+    by_source = told["by_source"]
+    assert {name: (s["clips"], s["kept_clips"]) for name, s in by_source.items()} == {"s": (4, 2), "t": (1, 1)}
+    assert by_source["t"]["caption_words"] is None and by_source["t"]["aspect_ratios"] == {"9_16": 1}
+    assert statistics_of([]).kept_ratio == 0
 
 
 def test_shards_are_of_one_split_and_prepared_as_by_energon(
@@ -193,8 +254,10 @@ def test_report_tells_everything(clips: list[StoredClip], tmp_path: Path, config
         "Near-duplicates",
         "similarity 0.990",
         "the file is empty",
-        "data:image/jpeg",
+        "data:image/webp",
         "data:video/mp4",
+        "60%",
+        "17 to 32",
     ):
         assert part in page
     assert page.index("kept · b.mp4") < page.index("semantic_dedup · a.mp4")
@@ -243,16 +306,3 @@ def test_full_disk_leaves_the_former_set(
     with pytest.raises(UserError, match="disk is full"):
         run_set(clips[1:], output, config)
     assert all(p.is_file() and (data is None or p.read_bytes() == data) for p, data in before.items())
-
-
-@pytest.mark.parametrize(
-    ("size", "frames", "bucket"),
-    [
-        ((256, 256), 17, "resolution_256/aspect_ratio_1_1/frames_17_32"),
-        ((704, 1280), 65, "resolution_704/aspect_ratio_16_9/frames_65_128"),
-        ((480, 640), 64, "resolution_480/aspect_ratio_4_3/frames_33_64"),
-        ((1280, 720), 2, "resolution_720/aspect_ratio_9_16/frames_2_2"),
-    ],
-)
-def test_buckets(size: tuple[int, int], frames: int, bucket: str) -> None:
-    assert bucket_of(replace(record("a"), height=size[0], width=size[1], num_frames=frames)) == bucket
