@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from curator_stages.motion_fields import turned
+from curator_stages.scaling import Scaler, upright_size
 from curator_stages.source_frames import (
     MAX_PIXELS,
     DecodeLimits,
@@ -19,7 +20,6 @@ from curator_stages.source_frames import (
     source_frames,
 )
 from curator_stages.sources import said_by
-from nemo_cosmos.video_io import resize_frames
 
 SAMPLE_SIDE = 960
 """Longer side in pixels of the largest sample pictures."""
@@ -138,7 +138,8 @@ class _Taker:
         self, start: int, end: int | None, size: tuple[int, int], most: int | None, sample_every: int | None
     ) -> None:
         self.span = DecodedSpan()
-        self._start, self._end, self._size, self._most, self._sample_every = start, end, size, most, sample_every
+        self._start, self._end, self._most, self._sample_every = start, end, most, sample_every
+        self._stored, self._whole = Scaler(size), Scaler(None)
         self._before: SourceFrame | None = None
 
     def take(self, frame: SourceFrame) -> bool:
@@ -168,13 +169,12 @@ class _Taker:
         return True
 
     def _append(self, frame: SourceFrame) -> None:
-        span, picture = self.span, frame.pixels
-        place = len(span.frames)
-        span.source_height, span.source_width = picture.shape[:2]
+        span, place = self.span, len(self.span.frames)
+        span.source_height, span.source_width = upright_size(frame)
         span.deinterlaced |= frame.deinterlaced
-        span.frames.append(resize_frames(picture[None], *self._size)[0])
+        span.frames.append(self._stored.picture(frame))
         if self._sample_every and (self._start + place) % self._sample_every == 0:
-            span.samples[place] = _within(picture, SAMPLE_SIDE)
+            span.samples[place] = _within(self._whole.picture(frame), SAMPLE_SIDE)
         if frame.codec_motion is not None:
             span.codec_motion[place] = turned(frame.codec_motion, frame.quarter_turns)
 
@@ -184,6 +184,6 @@ def _within(picture: np.ndarray, side: int) -> np.ndarray:
 
     scale = side / max(picture.shape[:2])
     if scale >= 1:
-        return np.ascontiguousarray(picture)
+        return picture
     width, height = (max(1, round(length * scale)) for length in (picture.shape[1], picture.shape[0]))
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)

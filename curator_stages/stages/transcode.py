@@ -37,7 +37,10 @@ class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Encodes the kept clips of one span."""
         for clip in task.kept():
-            clip.mp4 = encode_h264(clip.pixels, fps=clip.record.fps, crf=self.config.crf, gop=self.config.gop)
+            config = self.config
+            clip.mp4 = encode_h264(
+                clip.pixels, fps=clip.record.fps, crf=config.crf, gop=config.gop, preset=config.x264_preset
+            )
             clip.record = replace(clip.record, conditions=self._conditions(clip, task.span.video.conditions))
         return task
 
@@ -50,7 +53,7 @@ class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
         return replace(cut, intrinsics=cover_crop_intrinsics(cut.intrinsics, old, (record.height, record.width)))
 
 
-def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int) -> bytes:
+def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int, preset: str = "veryfast") -> bytes:
     """Encodes frames in memory; the same frames give the same bytes on every machine.
 
     Args:
@@ -58,6 +61,7 @@ def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int) -> bytes:
         fps: Frames per second.
         crf: x264 constant rate factor.
         gop: Most frames between key frames.
+        preset: x264's.
 
     Returns:
         An mp4 file.
@@ -68,8 +72,8 @@ def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int) -> bytes:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         # x264's choices depend on the number of threads, and with its macroblock tree they vary from run to run.
-        stream.options = {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1", "mbtree": "0"}
+        stream.options = {"crf": str(crf), "g": str(gop), "preset": preset, "threads": "1", "mbtree": "0"}
         for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_numpy_buffer(picture, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
