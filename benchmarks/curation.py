@@ -104,6 +104,7 @@ def main() -> None:
             for number, name in itertools.product(range(args.rounds), results):
                 output = Path(temporary) / f"{name}_{number}"
                 results[name].append(timed(args, name, output) | stored(name, output, material))
+                print(f"{name}: {results[name][-1]['total_s']:.0f} s", file=sys.stderr)
                 shutil.rmtree(output)
     print_engines(results, material)
     for name, runs in results.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -17,27 +18,33 @@ class Scaler:
         self._reformatter = VideoReformatter()
 
     def picture(self, frame: SourceFrame) -> np.ndarray:
-        """Returns uint8 RGB [H, W, 3], upright; scaled to cover the size (area filter), and the centre of that."""
+        """Returns a view, uint8 RGB [H, W, 3], upright; scaled to cover the size (area filter), the centre of that."""
         height, width = self._size or upright_size(frame)
         cover_height, cover_width, shrinks = _cover(upright_size(frame), (height, width))
         lying = frame.quarter_turns % 2 == 1
-        pixels = self._reformatter.reformat(
+        scaled = self._reformatter.reformat(
             frame.frame,
             width=cover_height if lying else cover_width,
             height=cover_width if lying else cover_height,
             format="rgb24",
             interpolation=Interpolation.AREA if shrinks else Interpolation.BICUBIC,
             threads=1,  # workers share the cores by tasks
-        ).to_ndarray()
+        )
         top, left = (cover_height - height) // 2, (cover_width - width) // 2
-        upright = np.rot90(pixels, k=frame.quarter_turns)
-        return np.ascontiguousarray(upright[top : top + height, left : left + width])
+        upright = np.rot90(_pixels(scaled), k=frame.quarter_turns)
+        return upright[top : top + height, left : left + width]
 
 
 def upright_size(frame: SourceFrame) -> tuple[int, int]:
     """Returns height and width of the picture once it is turned."""
     height, width = frame.frame.height, frame.frame.width
     return (width, height) if frame.quarter_turns % 2 else (height, width)
+
+
+def _pixels(frame: av.VideoFrame) -> np.ndarray:
+    """Returns a view of an rgb24 frame, [H, W, 3]."""
+    lines = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, -1)  # each padded at its end
+    return lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
 def _cover(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int, bool]:
