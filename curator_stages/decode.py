@@ -23,7 +23,6 @@ from curator_stages.sources import said_by
 
 SAMPLE_SIDE = 960
 """Longer side in pixels of the largest sample pictures."""
-_FRAMES_AT_ONCE = 32
 
 
 class UnusableVideoError(Exception):
@@ -142,7 +141,6 @@ class _Taker:
         self._start, self._end, self._most, self._sample_every = start, end, most, sample_every
         self._stored, self._whole = Scaler(size), Scaler(None)
         self._before: SourceFrame | None = None
-        self._room = np.empty((0,), np.uint8)
 
     def take(self, frame: SourceFrame) -> bool:
         """Takes a frame; says whether the span wants more."""
@@ -174,19 +172,11 @@ class _Taker:
         span, place = self.span, len(self.span.frames)
         span.source_height, span.source_width = upright_size(frame)
         span.deinterlaced |= frame.deinterlaced
-        span.frames.append(self._kept(self._stored.picture(frame)))
+        span.frames.append(np.ascontiguousarray(self._stored.picture(frame)))
         if self._sample_every and (self._start + place) % self._sample_every == 0:
             span.samples[place] = _within(self._whole.picture(frame), SAMPLE_SIDE)
         if frame.codec_motion is not None:
             span.codec_motion[place] = turned(frame.codec_motion, frame.quarter_turns)
-
-    def _kept(self, picture: np.ndarray) -> np.ndarray:
-        """Copies a picture to where many lie together: numpy takes huge pages for it, which are faster to come by."""
-        if len(self._room) == 0:
-            self._room = np.empty((_FRAMES_AT_ONCE, *picture.shape), np.uint8)
-        kept, self._room = self._room[0], self._room[1:]
-        kept[:] = picture
-        return kept
 
 
 def _within(picture: np.ndarray, side: int) -> np.ndarray:
