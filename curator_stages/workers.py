@@ -22,7 +22,7 @@ from nemo_curator.tasks import Task
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 """Workers share the cores by tasks."""
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
 """glibc holds on to what a task's frames took: to give it back and take it anew costs as much as to decode them."""
 
 _PARENT_CHECK_S = 0.2
