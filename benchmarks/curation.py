@@ -272,7 +272,9 @@ def print_engines(results: dict[str, list[dict[str, Any]]], material: Material) 
         return
     for name in set(results) - {"ours", "whole"}:
         ratios = [
-            statistics.median(theirs[key] / ours[key] for theirs, ours in zip(results[name], results["ours"], strict=True))
+            statistics.median(
+                theirs[key] / ours[key] for theirs, ours in zip(results[name], results["ours"], strict=True)
+            )
             for key in ("work_s", "total_s")
         ]
         print(f"ours is {ratios[0]:.2f} times as fast as {name} ({ratios[1]:.2f} times with starting)")

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument(
         "--pictures", type=int, default=24, help="with text, and as many without (default: %(default)s)"
     )
-    parser.add_argument("--clips", type=int, default=60, help="that are copied (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=45, help="that are copied (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     PARTS[args.part](args)

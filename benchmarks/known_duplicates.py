@@ -96,7 +96,9 @@ def _all(frame: np.ndarray) -> np.ndarray:
 
 
 CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
-    "encoded anew": (_same, 38),
+    "crf 28": (_same, 28),
+    "crf 33": (_same, 33),
+    "crf 38": (_same, 38),
     "half the size": (_smaller, 23),
     "recoloured": (_recoloured, 23),
     "cropped to 95%": (_cropped(0.95), 23),

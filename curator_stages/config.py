@@ -126,8 +126,8 @@ class CurationConfig:
     """Types of `video_types.VIDEO_TYPES` whose clips are rejected."""
     embed_frames: int = 4
     """Frames per clip that the embedding is the mean of."""
-    dedup_hash_distance: int = 20
-    """Bits of 256 of the perceptual hash up to which two clips look the same."""
+    dedup_hash_distance: int = 31
+    """Bits of 256 of the perceptual hash up to which two clips look the same; distinct ones differ in 66 and more."""
     dedup_similarity: float = 0.95
     """Cosine similarity in (0, 1] from which on two clips are near-duplicates."""
     dedup_similarity_simulated: float = 0.99

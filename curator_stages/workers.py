@@ -111,7 +111,10 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "curator_stages.workers", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(),),
-            env=os.environ | _ONE_THREAD | _KEEP_MEMORY | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env=os.environ
+            | _ONE_THREAD
+            | _KEEP_MEMORY
+            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
         theirs.close()
         self.connection.send_bytes(setup)
