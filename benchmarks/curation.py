@@ -300,8 +300,9 @@ def print_cluster(runs: list[dict[str, Any]], material: Material, hours: float) 
     core_hours = hours * sum(per_hour.values())
     busy = statistics.median(run["cpu_s"] / run["work_s"] for run in runs) / (os.cpu_count() or 1)
     cores = core_hours / busy / (24 * days)
-    print(f"  in {days} days, cores busy {busy:.0%} as here: {cores:,.0f} cores = {cores / cores_per_node:,.0f} nodes of "
-          f"{cores_per_node}; {core_hours / busy / cores_per_node:,.0f} node-hours")  # fmt: skip
+    nodes, node_hours = cores / cores_per_node, core_hours / busy / cores_per_node
+    print(f"  cores busy {busy:.0%} as here: {node_hours:,.0f} node-hours of {cores_per_node} cores")
+    print(f"  in {days} days: {cores:,.0f} cores, {nodes:,.0f} nodes")
     for what, size_mb in (("read", material.size_mb), ("stored", statistics.median(r["stored_mb"] for r in runs))):
         total_mb = size_mb / material.video_s * 3600 * hours
         print(f"  {what}: {total_mb / 1e9:,.1f} PB, {total_mb / (days * 86400):,.0f} MB/s")

@@ -147,12 +147,9 @@ class CurationConfig:
         """
         if not self.captioner:
             raise user_error("captioner", self.captioner, "`none`, `simulator` or a captioner", "Choose one.")
-        if self.shot_detector not in SHOT_DETECTORS:
-            raise user_error("shot_detector", self.shot_detector, f"one of {SHOT_DETECTORS}", "Choose one of these.")
-        if self.motion_method not in MOTION_METHODS:
-            raise user_error("motion_method", self.motion_method, f"one of {MOTION_METHODS}", "Choose one of these.")
-        if self.x264_preset not in X264_PRESETS:
-            raise user_error("x264_preset", self.x264_preset, f"one of {X264_PRESETS}", "Choose one of these.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise user_error(name, getattr(self, name), f"one of {choices}", "Choose one of these.")
         if unknown := sorted(set(self.video_types_rejected) - set(VIDEO_TYPES)):
             raise user_error("video_types_rejected", unknown, f"some of {tuple(VIDEO_TYPES)}", "Correct the names.")
         for name in ("height", "width"):
@@ -206,6 +203,7 @@ class CurationConfig:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+_CHOICES = {"shot_detector": SHOT_DETECTORS, "motion_method": MOTION_METHODS, "x264_preset": X264_PRESETS}
 _RANGES: dict[str, tuple[float, float]] = {
     "stride_s": (0.04, 3600),
     "max_clips_per_video": (1, 10**9),

@@ -43,7 +43,7 @@ def upright_size(frame: SourceFrame) -> tuple[int, int]:
 
 def _pixels(frame: av.VideoFrame) -> np.ndarray:
     """Returns a view of an rgb24 frame, [H, W, 3]."""
-    lines = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, -1)  # each padded at its end
+    lines = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)  # each padded at its end
     return lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
