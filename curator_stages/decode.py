@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from curator_stages.motion_fields import turned
+from curator_stages.scaling import Scaler, upright_size
 from curator_stages.source_frames import (
     MAX_PIXELS,
     DecodeLimits,
@@ -20,7 +21,6 @@ from curator_stages.source_frames import (
     source_frames,
 )
 from curator_stages.sources import said_by
-from nemo_cosmos.video_io import resize_frames
 
 SAMPLE_SIDE = 960
 """Longer side in pixels of the largest sample pictures."""
@@ -145,7 +145,7 @@ class _Taker:
     ) -> None:
         self.span = DecodedSpan()
         self._start, self._end, self._most, self._sample_every = start, end, most, sample_every
-        self._choice, self._size = choice, (0, 0)
+        self._choice, self._stored, self._whole = choice, Scaler(None), Scaler(None)
         self._before: SourceFrame | None = None
 
     def take(self, frame: SourceFrame) -> bool:
@@ -175,15 +175,14 @@ class _Taker:
         return True
 
     def _append(self, frame: SourceFrame) -> None:
-        span, picture = self.span, frame.pixels
-        place = len(span.frames)
+        span, place = self.span, len(self.span.frames)
+        span.source_height, span.source_width = upright_size(frame)
         if place == 0:
-            self._size = self._choice(*picture.shape[:2])
-        span.source_height, span.source_width = picture.shape[:2]
+            self._stored = Scaler(self._choice(span.source_height, span.source_width))
         span.deinterlaced |= frame.deinterlaced
-        span.frames.append(resize_frames(picture[None], *self._size)[0])
+        span.frames.append(np.ascontiguousarray(self._stored.picture(frame)))
         if self._sample_every and (self._start + place) % self._sample_every == 0:
-            span.samples[place] = _within(picture, SAMPLE_SIDE)
+            span.samples[place] = _within(self._whole.picture(frame), SAMPLE_SIDE)
         if frame.codec_motion is not None:
             span.codec_motion[place] = turned(frame.codec_motion, frame.quarter_turns)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -51,11 +52,6 @@ class SourceFrame:
     codec_motion: np.ndarray | None
     """As of `codec_field`; None where it was not asked for or the frame has no motion of its own."""
 
-    @property
-    def pixels(self) -> np.ndarray:
-        """The upright picture, uint8 RGB [H, W, 3]."""
-        return np.rot90(self.frame.to_ndarray(format="rgb24"), k=self.quarter_turns)
-
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[av.container.InputContainer]:
@@ -97,6 +93,7 @@ def source_frames(
     """
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = _decoder_threads()
     if with_codec_motion:
         stream.codec_context.flags2 |= Flags2.export_mvs
     if start_frame > 0:
@@ -140,6 +137,12 @@ def duration_s(container: av.container.InputContainer) -> float:
     if last is None:
         return 0.0
     return float((last - (stream.start_time or 0)) * _time_base(stream))
+
+
+def _decoder_threads() -> int:
+    """As many as OpenMP is given: one in workers that share the cores by tasks; 0 leaves it to FFmpeg."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() else 0
 
 
 def _decoded(

@@ -53,8 +53,14 @@ class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Encodes the kept clips of one span."""
         for clip in task.kept():
+            config = self.config
             clip.mp4 = encode_h264(
-                clip.pixels, fps=clip.record.fps, crf=self.config.crf, gop=self.config.gop, codec=self._codec
+                clip.pixels,
+                fps=clip.record.fps,
+                crf=config.crf,
+                gop=config.gop,
+                codec=self._codec,
+                preset=config.x264_preset,
             )
             clip.record = replace(clip.record, conditions=self._conditions(clip, task.span.video.conditions))
         return task
@@ -97,7 +103,9 @@ def encoder_gpus(config: CurationConfig) -> float:
     return round(1 / _STREAMS_PER_GPU, 2) if wanted else 0.0
 
 
-def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int, codec: str = X264) -> bytes:
+def encode_h264(
+    frames: np.ndarray, *, fps: float, crf: int, gop: int, codec: str = X264, preset: str = "veryfast"
+) -> bytes:
     """Encodes frames in memory; with libx264 the same frames give the same bytes on every machine.
 
     Args:
@@ -106,6 +114,7 @@ def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int, codec: st
         crf: x264 constant rate factor, or NVENC's `cq`.
         gop: Most frames between key frames.
         codec: `libx264` or `h264_nvenc`.
+        preset: x264's.
 
     Returns:
         An mp4 file.
@@ -119,15 +128,15 @@ def encode_h264(frames: np.ndarray, *, fps: float, crf: int, gop: int, codec: st
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = _options(codec, crf, gop)
+        stream.options = _options(codec, crf, gop, preset)
         for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_numpy_buffer(picture, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
-def _options(codec: str, crf: int, gop: int) -> dict[str, object]:
+def _options(codec: str, crf: int, gop: int, preset: str) -> dict[str, object]:
     if codec == NVENC:
         return {"rc": "vbr", "cq": str(crf), "b": "0", "g": str(gop), "preset": "p4", "tune": "hq"}
     # x264's choices depend on the number of threads, and with its macroblock tree they vary from run to run.
-    return {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1", "mbtree": "0"}
+    return {"crf": str(crf), "g": str(gop), "preset": preset, "threads": "1", "mbtree": "0"}

@@ -28,6 +28,7 @@ def test_shipped_values_load_and_can_be_overridden() -> None:
         ({"min_s": 5.0, "max_s": 2.0}, "min_s"),
         ({"max_s": 40.0}, "span_s"),
         ({"crf": 52}, "crf"),
+        ({"x264_preset": "quick"}, "x264_preset"),
         ({"max_clips_per_video": 0}, "max_clips_per_video"),
         ({"dedup_similarity": 1.5}, "dedup_similarity"),
         ({"heldout": 5}, "heldout"),

@@ -114,6 +114,7 @@ def test_mp4_has_short_groups_of_pictures_and_good_quality() -> None:
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         keys = [i for i, packet in enumerate(p for p in container.demux(stream) if p.size) if packet.is_keyframe]
     assert keys == [0, 8, 16]
+    assert len(encode_h264(frames, fps=10.0, crf=16, gop=8, preset="superfast")) > 1.05 * len(data)
 
 
 def test_nvenc_is_taken_where_it_is_there(
