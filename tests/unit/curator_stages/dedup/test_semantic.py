@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curator_stages.dedup import results
 from curator_stages.dedup.config import SemanticDedupConfig
 from curator_stages.dedup.semantic import semantic_dedup
 from nemo_cosmos.errors import UserError
@@ -39,7 +40,10 @@ def expected(vectors: np.ndarray, eps: float) -> dict[str, str]:
     return {IDS[i]: IDS[nearest[i]] for i in np.flatnonzero(distances <= eps)}
 
 
-def test_duplicates_are_those_of_brute_force(folder: Path, vectors: np.ndarray) -> None:
+def test_duplicates_are_those_of_brute_force(
+    folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_ROWS_PER_FILE", 400)  # three files, or partitions, of pairs
     result = semantic_dedup(folder, folder.parent / "out", SemanticDedupConfig(n_clusters=7))
     table = pq.read_table(result.duplicates).to_pydict()
     found = dict(zip(table["id"], table["max_id"], strict=True))
@@ -102,8 +106,8 @@ def test_what_is_wrong_with_the_files_is_told(tmp_path: Path, vectors: np.ndarra
 
 
 def test_missing_libraries_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cudf", None)
-    with pytest.raises(UserError, match="cudf"):
+    monkeypatch.setitem(sys.modules, "dask_cudf", None)
+    with pytest.raises(UserError, match="'cudf' needs dask_cudf"):
         semantic_dedup(folder, folder.parent / "out", SemanticDedupConfig(dataframes="cudf"))
     with pytest.raises(UserError, match="RAPIDS"):
         semantic_dedup(folder, folder.parent / "out", SemanticDedupConfig(backend="gpu"))
