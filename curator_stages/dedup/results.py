@@ -64,7 +64,7 @@ def write_pairwise(folder: Path, ids: np.ndarray, found: Neighbours, config: Sem
 
 
 def write_duplicates(folder: Path, config: SemanticDedupConfig, *, num_cut: int = 0) -> list[EpsSummary]:
-    """Writes what `eps_to_extract` removes and the summary by distance, from the pairwise table, file by file through Dask.
+    """Writes what `eps_to_extract` removes and the summary by distance, from the pairwise table through Dask, by files.
 
     Args:
         folder: Holds `pairwise_results`, of either backend.
