@@ -181,7 +181,11 @@ class CurationConfig:
                 raise user_error(name, value, f"a number in [{low}, {high}]", "Give one inside the range.")
 
     def _check_sizes(self) -> None:
-        if any(len(size) != 2 for size in self.sizes):
+        if self.encoder != "libx264" and self.crf == 0:
+            raise user_error("crf", 0, "1 or more with NVENC, to which 0 means its own choice", "Give 1.")
+        if not isinstance(self.sizes, (list, tuple)) or any(
+            not isinstance(size, (list, tuple)) or len(size) != 2 for size in self.sizes
+        ):
             raise user_error("sizes", self.sizes, "pairs of height and width", "Write [[704, 1280], [960, 960]].")
         sides = [("height", self.height), ("width", self.width), *(("sizes", v) for size in self.sizes for v in size)]
         for name, value in sides:

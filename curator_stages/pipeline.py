@@ -138,7 +138,15 @@ def in_process_workers(config: CurationConfig) -> int | None:
     """Processes for `make_executor`: one where each would hold a large model or part of a GPU, else many."""
     encoder = None if config.text_encoder is None else text_encoder_config(config.text_encoder)
     holds_t5 = encoder is not None and encoder.architecture == "t5"
-    return 1 if loads_model(config) or holds_t5 or config.device != "cpu" else None
+    on_gpu = config.device != "cpu" or encoder_gpus(config) > 0
+    return 1 if loads_model(config) or holds_t5 or on_gpu else None
+
+
+def with_whole_paths(config: CurationConfig) -> CurationConfig:
+    """Names the folder of a text encoder in full: workers of another machine start in another folder."""
+    if config.text_encoder is None or not Path(config.text_encoder).is_dir():
+        return config
+    return replace(config, text_encoder=str(Path(config.text_encoder).resolve()))
 
 
 def curate(
@@ -172,6 +180,7 @@ def curate(
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
     check_captioner(config)
+    config = with_whole_paths(config)
     if config.text_encoder is not None:
         text_encoder_fingerprint(config.text_encoder)  # which there must be, before any video is touched
     started = time.perf_counter()

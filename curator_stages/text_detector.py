@@ -30,9 +30,8 @@ _UNCLIP = 1.6
 _MIN_CORE = 3
 _LINE_HEIGHT, _LONGEST_LINE = 48, 640
 """Size in pixels at which lines are read."""
-_LONG, _READABLE, _CERTAIN = 3.0, 0.35, 0.6
-"""Mean probability of the letters of a line, which need not be read right, and of what is no three times as long as
-high: faces and bright spots that look like a letter or two."""
+_READABLE = 0.6
+"""Mean probability of the letters of a line; less is a face or a bright spot that looks like a letter or two."""
 
 Rectangle = tuple[Sequence[float], Sequence[float], float]
 """Centre, width and height, and angle in degrees, as OpenCV has them."""
@@ -91,8 +90,7 @@ class TextDetector:
         letters = _run(self._reader, _cut_out(picture, line)[None])[0]  # a probability of each, and of none, by place
         best, probability = letters.argmax(axis=1), letters.max(axis=1)
         begins = (best > 0) & np.append(True, best[1:] != best[:-1])
-        least = _READABLE if max(line[1]) >= _LONG * min(line[1]) else _CERTAIN
-        return begins.sum() >= 2 and float(probability[begins].mean()) >= least
+        return begins.sum() >= 2 and float(probability[begins].mean()) >= _READABLE
 
 
 def _run(session: InferenceSession, pictures: np.ndarray) -> np.ndarray:
@@ -107,7 +105,7 @@ def _cut_out(picture: np.ndarray, line: Rectangle) -> np.ndarray:
 
     centre, (width, height), angle = line
     if width < height:
-        width, height, angle = height, width, angle + 90
+        width, height, angle = height, width, angle - 90  # from which on boxPoints begins at the lower left
     length = int(np.clip(_LINE_HEIGHT * width / height, _LINE_HEIGHT, _LONGEST_LINE))
     corners = cv2.boxPoints((centre, (width, height), angle))  # from the lower left one on, clockwise
     flat = np.array([[0, _LINE_HEIGHT], [0, 0], [length, 0], [length, _LINE_HEIGHT]], np.float32)

@@ -63,7 +63,7 @@ class WorkFolder:
         """Removes results that belong to no span of this run, and what a killed run left half-written."""
         stale = [folder for folder in self._spans.glob("*") if folder.name not in keys]
         for folder in [*stale, *self.path.glob(".set.*.part")]:
-            shutil.rmtree(folder)
+            _remove(folder)
         for name in (".report.*.part.*", ".statistics.*.part.*"):
             for file in self.path.parent.glob(name):
                 file.unlink()
@@ -71,7 +71,7 @@ class WorkFolder:
     def forget(self, keys: set[str]) -> None:
         """Removes the results of spans, which are then done anew."""
         for key in keys:
-            shutil.rmtree(self._spans / key)
+            _remove(self._spans / key)
 
     def mark_finished(self, run_key: str) -> None:
         """Notes that the outputs of this run all stand."""
@@ -107,3 +107,8 @@ class WorkFolder:
                     f"{self.path.parent}: another curation run is writing here. Wait for it or choose another folder."
                 ) from error
             yield
+
+
+def _remove(folder: Path) -> None:
+    (folder / "result.json").unlink(missing_ok=True)  # which says that all else is there: killed on the way, it is not
+    shutil.rmtree(folder)

@@ -23,7 +23,8 @@ from nemo_curator.tasks import Task
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 """Workers share the cores by tasks."""
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
-"""glibc holds on to what a task's frames took: to give it back and take it anew costs as much as to decode them."""
+"""glibc holds on to what a task's frames took, but for the largest arrays: to give it back and take it anew costs as
+much as to decode them. What the user has set counts."""
 
 _PARENT_CHECK_S = 0.2
 
@@ -111,9 +112,9 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "curator_stages.workers", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(),),
-            env=os.environ
+            env=_KEEP_MEMORY
+            | os.environ
             | _ONE_THREAD
-            | _KEEP_MEMORY
             | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
         theirs.close()

@@ -52,10 +52,11 @@ def curate_part(
         UserError: There is no video, or the array is not numbered from 0 on.
     """
     from curator_stages.executor import make_executor
-    from curator_stages.pipeline import clips_pipeline, in_process_workers, record_lost
+    from curator_stages.pipeline import clips_pipeline, in_process_workers, record_lost, with_whole_paths
     from curator_stages.sources import absolute
 
     array_place()
+    config = with_whole_paths(config)
     output = str(Path(output_dir).resolve())
     pipeline = clips_pipeline(absolute(input_dir), output, config)
     on_lost = functools.partial(record_lost, output)

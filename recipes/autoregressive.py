@@ -344,7 +344,7 @@ def autoregressive_5b_action_finetune(
     from nemo_cosmos.autoregressive.config import autoregressive_5b
 
     recipe = _action_finetune(autoregressive_5b, base, latents)
-    return at_published_size(recipe, directory, max_steps, num_nodes, tp=4)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=4, decay="cosine")
 
 
 @with_types
@@ -367,7 +367,7 @@ def autoregressive_13b_action_finetune(
     from nemo_cosmos.autoregressive.config import autoregressive_13b
 
     recipe = _action_finetune(autoregressive_13b, base, latents)
-    return at_published_size(recipe, directory, max_steps, num_nodes, tp=8)
+    return at_published_size(recipe, directory, max_steps, num_nodes, tp=8, decay="cosine")
 
 
 ACTION = (

@@ -73,15 +73,11 @@ def write_duplicates(folder: Path, config: SemanticDedupConfig, *, num_cut: int 
 
     Returns:
         A line per distance of `eps_list` and `eps_to_extract`.
-
-    Raises:
-        UserError: The library of `config.dataframes` is not installed.
     """
     import dask
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    _check_library(config.dataframes)
     eps_list = sorted({*config.eps_list, config.eps_to_extract})
     paths = sorted(str(path) for path in (folder / PAIRWISE).rglob("*.parquet"))
     schema = pq.read_schema(paths[0]).remove_metadata()  # which no rows at all would not tell
@@ -112,7 +108,12 @@ def _write_summary(path: Path, lines: Sequence[EpsSummary]) -> None:
         writer.writerows([line.eps, line.kept, line.removed, line.total, line.complete] for line in lines)
 
 
-def _check_library(name: str) -> None:
+def check_dataframes(name: str) -> None:
+    """Refuses a library of tables that is not installed.
+
+    Raises:
+        UserError: It is not.
+    """
     library = _DASK_BACKENDS[name]
     try:
         importlib.import_module(library)

@@ -8,7 +8,15 @@ from pathlib import Path
 from curator_stages.dedup.config import SemanticDedupConfig
 from curator_stages.dedup.embedding_files import EmbeddingFiles
 from curator_stages.dedup.neighbours import nearest_better
-from curator_stages.dedup.results import DUPLICATES, PAIRWISE, SUMMARY, EpsSummary, write_duplicates, write_pairwise
+from curator_stages.dedup.results import (
+    DUPLICATES,
+    PAIRWISE,
+    SUMMARY,
+    EpsSummary,
+    check_dataframes,
+    write_duplicates,
+    write_pairwise,
+)
 from nemo_cosmos.files import written_aside
 
 
@@ -43,6 +51,7 @@ def semantic_dedup(
     Source: Abbas et al. 2023, "SemDeDup", https://arxiv.org/abs/2303.09540; REFERENCE section A.
     """
     config = config or SemanticDedupConfig()
+    check_dataframes(config.dataframes)
     with written_aside(output_dir) as aside:
         aside.mkdir()
         if config.backend == "gpu":

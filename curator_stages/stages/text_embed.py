@@ -12,7 +12,12 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.tasks import ClipsTask
 from curator_stages.threads import one_thread
-from nemo_cosmos.text import load_whole_text_encoder, pack_text_states, text_encoder_fingerprint
+from nemo_cosmos.text import (
+    load_whole_text_encoder,
+    pack_text_states,
+    text_encoder_config,
+    text_encoder_fingerprint,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +49,11 @@ class TextEmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
     def outputs(self) -> tuple[list[str], list[str]]:
         """The same clips with `text_states`."""
         return ["data", "span"], []
+
+    def num_workers_per_node(self) -> int | None:
+        """One where each would hold T5 in the host's memory, of which it takes 19 GB."""
+        is_t5 = text_encoder_config(self.text_encoder).architecture == "t5"
+        return 1 if is_t5 and self.device == "cpu" else None
 
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
         """Loads the encoder.

@@ -3,8 +3,8 @@
 torch's own kernel for CPUs (`scaled_dot_product_attention`) works on small tiles in bfloat16 and reaches less than half
 of what the processor does in a large product of that type. Here one head's scores are made for a block of queries
 against all keys at once, so that nearly all time goes into such products. For the way back the probabilities are kept,
-as Megatron's unfused attention keeps them (its selective recomputation does not), unless they are very many: then no
-more than a block of them is ever held, and they are made a second time.
+as Megatron's unfused attention keeps them (its selective recomputation does not), unless those of a call are
+very many: then it holds no more than a block of them, and makes them a second time.
 
 Scores are bfloat16 too. oneDNN's product takes a bias and adds it before it rounds: minus the score that has most
 weight for a query, so that what is rounded there is small. As the norms of queries and keys bound the scores, no
@@ -31,7 +31,8 @@ _MIN_SCORES = 2**19
 _BLOCK_SCORES = 2**21
 """Scores of a block: with their gradients they stay near a core, and need no new pages of memory."""
 _MOST_KEPT_SCORES = 2**27
-"""Scores of all heads and clips that are kept for the way back, 256 MiB a layer."""
+"""Most scores, of all heads and clips of one call, that are kept for the way back: 256 MiB for each of a model's calls.
+`recompute_modules=["core_attn"]` keeps none."""
 _LARGEST_POWER = 80.0
 """Sums of so large powers of two, and small gradients over them, are still numbers in float32 and bfloat16."""
 

@@ -12,7 +12,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep what tensors leave behind, up to its peak, as torch's allocator for GPUs does.
+    """Lets this process keep what tensors of less than 32 MiB leave behind, as torch's allocator for GPUs does.
 
     A training step asks for the same memory each time. glibc gives much of it back to the system in between, which
     must then find and clear the pages anew. Does nothing with another C library.

@@ -154,6 +154,7 @@ PUBLISHED = [
         (sizes[1], "cooldown_finetune", 5),
         (sizes[0], "medusa_finetune", 5),
         (sizes[1], "medusa_finetune", 5),
+        (sizes[1], "action_finetune", 5),
     )
 ]
 
@@ -165,7 +166,7 @@ def test_published_sizes_fit_their_layout(name: str, tp: int, frames: int) -> No
     assert (trainer.tp, trainer.sp, trainer.devices, trainer.async_save) == (tp, True, 8, True)
     assert (optim.lr, optim.weight_decay, optim.betas) == (1e-3, 0.05, (0.9, 0.999))
     assert (objective.num_condition_latents_t, objective.z_loss_coeff) == (1, 3e-4)
-    decay = "cosine" if "medusa" in name else "constant"
+    decay = "cosine" if "medusa" in name or "action" in name else "constant"
     assert (optim.decay, optim.warmup) == (("linear", 0) if "cooldown" in name else (decay, 5000))
     assert objective.medusa_only == ("medusa" in name)
     if "cooldown" in name:

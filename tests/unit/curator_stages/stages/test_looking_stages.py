@@ -108,6 +108,21 @@ def test_only_text_that_stays_is_overlay() -> None:
     assert text_areas(masks) == (pytest.approx(0.1 + 0.5 / 4), pytest.approx(0.1))
 
 
+@pytest.mark.parametrize("slope", [-4, 0, 4])
+def test_lines_are_read_from_left_to_right(slope: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    from curator_stages.text_detector import _cut_out
+
+    # A bar of 200 x 20 pixels, white at its left end, as OpenCV finds its rectangle.
+    picture = np.full((120, 240, 3), 40, np.uint8)
+    centre, turned = (120.0, 60.0), -float(slope)
+    cv2.fillPoly(picture, [cv2.boxPoints((centre, (200, 20), turned)).astype(np.int32)], (90, 90, 90))
+    contours, _ = cv2.findContours((picture[..., 0] > 60).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    picture[:, :60] += 160
+    flat = _cut_out(picture, cv2.minAreaRect(contours[0])).astype(float)
+    assert flat[8:40, :60].mean() > 200 > 100 > flat[8:40, -60:].mean()
+
+
 @needs_text_weights
 def test_overlay_text_is_found_and_rejected(config: CurationConfig) -> None:
     ramp = np.linspace(40, 200, 640).astype(np.uint8)
