@@ -28,7 +28,7 @@ from nemo_cosmos.parallel.tokens import AutogradContext
 
 _MIN_SCORES = 2**19
 """Scores of a head from which on the products are large enough to be faster than torch's kernel."""
-_BLOCK_SCORES = 2**21
+_BLOCK_SCORES = 2**20
 """Scores of a block: with their gradients they stay near a core, and need no new pages of memory."""
 _MOST_KEPT_SCORES = 2**27
 """Most scores, of all heads and clips of one call, that are kept for the way back: 256 MiB for each of a model's calls.
@@ -146,12 +146,9 @@ def _attend(
     powers: _Powers, value_lH: torch.Tensor, out_sH: torch.Tensor, total_s: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """Fills `out_sH` and `total_s`, the sums of the powers; gives each block of powers."""
-    blocks = _blocks(len(out_sH), len(value_lH))
-    # Sums are taken in float32, of a copy whose memory is there already: new pages cost two threads more than the sum.
-    widened = value_lH.new_empty(blocks[0].stop * len(value_lH), dtype=torch.float32)
-    for queries in blocks:
+    for queries in _blocks(len(out_sH), len(value_lH)):
         powers_li = powers.of(queries)
-        torch.sum(widened[: powers_li.numel()].view_as(powers_li).copy_(powers_li), dim=0, out=total_s[queries])
+        total_s[queries] = torch.sum(powers_li, dim=0, dtype=torch.float32)
         out_sH[queries] = torch.mm(powers_li.t(), value_lH) / total_s[queries, None]
         yield powers_li
 

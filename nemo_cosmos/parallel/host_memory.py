@@ -8,7 +8,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of `mallopt` in glibc's malloc.h."""
 _LARGEST_MMAP_THRESHOLD = 2**25
 """More than this is refused."""
-_NEVER = 2**31 - 1
+_NEVER = -1
 
 
 def keep_freed_memory() -> None:
