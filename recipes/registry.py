@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nemo_cosmos.errors import user_error
 from recipes import (
     autoregressive,
+    autoregressive_action,
     diffusion,
     diffusion_decoder,
     diffusion_stages,
@@ -56,7 +57,7 @@ FINETUNE: dict[str, Callable[..., run.Partial]] = {
     "diffusion_tiny_action_finetune": post_training.diffusion_tiny_action_finetune,
     "diffusion_7b_action_finetune": post_training.diffusion_7b_action_finetune,
     **{recipe.__name__: recipe for stages in autoregressive.STAGES.values() for recipe in stages[1:]},
-    **{recipe.__name__: recipe for recipe in autoregressive.ACTION},
+    **{recipe.__name__: recipe for recipe in autoregressive_action.RECIPES},
     **{recipe.__name__: recipe for recipe in medusa.RECIPES},
     "diffusion_decoder_tiny_finetune": diffusion_decoder.diffusion_decoder_tiny_finetune,
     "diffusion_decoder_7b_finetune": diffusion_decoder.diffusion_decoder_7b_finetune,
