@@ -70,7 +70,10 @@ def _refused(override: str, error: Exception) -> UserError:
             innermost = cause
         cause = cause.__cause__ or cause.__context__
     if innermost is not None:
-        return user_error(f"override {key}", innermost.value, _spelled(innermost.expected_type), "Correct the value.")
+        wanted = _spelled(innermost.expected_type)
+        if innermost.expected_type is typing.Literal:  # of a choice that is not optional it tells the values in words
+            wanted = re.findall(r"one of \(.*?\)", str(innermost))[0]
+        return user_error(f"override {key}", innermost.value, wanted, "Correct the value.")
     told = re.sub(r" for <.*", "", str(error).splitlines()[0])
     return user_error("override", override, expected, f"nemo-run says: {told}")
 

@@ -125,6 +125,7 @@ NAMES = r"expected `name=value` with a name that `nemo-cosmos recipes show` list
         ("trainer.max_steps=soon", r"override trainer.max_steps: got 'soon', expected int\. Correct the value\."),
         ("trainer.fsdp=megatron", r"override trainer.fsdp: got 'megatron', expected 'pytorch' or None\. Correct .*"),
         ("trainer.precision=fp8", r"override .*: got 'fp8', expected 'bf16-mixed' or '32' or None\. Correct .*"),
+        ("optim.decay=no", r"override .*: got 'no', expected one of \('cosine', 'linear', 'constant'\)\. Correct .*"),
     ],
 )
 def test_bad_override_is_one_clear_line(override: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
