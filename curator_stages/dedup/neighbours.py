@@ -69,7 +69,7 @@ def nearest_better(
     """
     count = len(ranks)
     plan = _Plan.of(count, dim, config)
-    runs = _runs(batches, plan.run_rows, config.sim_metric == "cosine")
+    runs = _runs(batches, plan.run_rows, dim, config.sim_metric == "cosine")
     sample = _sample(runs(), ranks, plan.sample_rows, config.seed)
     clusters = config.num_clusters(count)
     centroids = (
@@ -108,29 +108,32 @@ class _Plan:
             expected = f"at least {least:.2f} for {count:,} embeddings of {dim} numbers in {clusters:,} clusters"
             raise user_error("memory_gb", config.memory_gb, expected, "Give more, or fewer n_clusters.")
         return cls(
-            run_rows=int(budget / 3 / row),
+            run_rows=min(count, int(budget / 3 / row)),
             sample_rows=min(count, _SAMPLE_PER_CLUSTER * clusters),
             piece_rows=int(budget / 6 / row),
             visit_rows=max(64, min(8192, int(budget / 6 / (16 * clusters)))),
         )
 
 
-def _runs(batches: Batches, most: int, unit: bool) -> Callable[[], Iterable[tuple[int, np.ndarray]]]:
-    """Gives embeddings in runs of `most`, checked and ready to compare, each with its first one's number."""
+def _runs(batches: Batches, most: int, dim: int, unit: bool) -> Callable[[], Iterable[tuple[int, np.ndarray]]]:
+    """Gives embeddings in runs of `most`, checked and ready to compare, each with its first one's number.
+
+    A run is to be read before the next one is asked for: all stand in the same memory.
+    """
 
     def give() -> Iterable[tuple[int, np.ndarray]]:
-        held: list[np.ndarray] = []
+        held = np.empty((most, dim), np.float32)
         done, count = 0, 0
         for batch in batches():
             for start in range(0, len(batch), most):
                 part = _checked(batch[start : start + most], done + count, unit)
-                if held and count + len(part) > most:
-                    yield done, np.concatenate(held)
-                    done, held, count = done + count, [], 0
-                held.append(part)
+                if count + len(part) > most:
+                    yield done, held[:count]
+                    done, count = done + count, 0
+                held[count : count + len(part)] = part
                 count += len(part)
-        if held:
-            yield done, np.concatenate(held)
+        if count:
+            yield done, held[:count]
 
     return give
 

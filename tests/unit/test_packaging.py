@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
@@ -157,3 +158,15 @@ def test_repository_names_no_index_host() -> None:
         if path.is_file():
             text = path.read_text()
             assert "://" not in text, path
+
+
+@pytest.mark.parametrize("given", [None, "9.0"])
+def test_a_cuda_build_of_torch_is_told_an_architecture_where_there_is_no_gpu_to_ask(given: str | None) -> None:
+    """Without one Megatron's import fails in torch's `_get_cuda_arch_flags`."""
+    has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CUDA_ARCH_LIST"}
+    if given is not None:
+        environment["TORCH_CUDA_ARCH_LIST"] = given
+    code = "import nemo_cosmos, os; print(os.environ.get('TORCH_CUDA_ARCH_LIST'))"
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == (given or ("None" if has_gpu else "8.0"))
