@@ -30,10 +30,17 @@ def diffusion_decoder_tiny_finetune(
         max_steps: Optimizer steps, and the length of the learning-rate schedule.
     """
     from nemo_cosmos.autoregressive.diffusion_decoder.config import diffusion_decoder_tiny
+    from nemo_cosmos.autoregressive.diffusion_decoder.pixel_loss import PixelLoss
+    from nemo_cosmos.evaluation.perceptual import LpipsLike
+    from nemo_cosmos.tokenizer.losses import LossConfig
+    from nemo_cosmos.tokenizer.perceptual import SparsePerceptual
 
     recipe = _finetune(diffusion_decoder_tiny, latents, tokens, base)
-    # Its sampling begins at level 8 and ends at 0.02: the levels are drawn from there, whatever the video's length.
-    recipe.model.edm.p_mean, recipe.model.edm.p_std, recipe.model.edm.adjust_video_noise = 0.0, 1.5, False
+    # Most of what tokens tell has to be learnt where the noise hides the rest.
+    recipe.model.edm.p_mean, recipe.model.edm.p_std, recipe.model.edm.adjust_video_noise = 1.5, 1.0, False
+    perceptual = run.Config(SparsePerceptual, distance=run.Config(LpipsLike), num_frames=1)
+    terms = run.Config(LossConfig, perceptual_weight=0.3, ssim_weight=0.15)
+    recipe.model.pixel_loss = run.Config(PixelLoss, loss=terms, perceptual=perceptual)
     return at_tiny_size(recipe, directory, max_steps, lr=1e-3, warmup=100)
 
 

@@ -63,6 +63,11 @@ class EDM:
         """The network's time input."""
         return sigma.log() / 4
 
+    def denoised(self, noisy: torch.Tensor, output: torch.Tensor, sigma_B: torch.Tensor) -> torch.Tensor:
+        """Estimate of the clean latent, B C T H W, from the noisy one and the network's output; float32."""
+        sigma = per_sample(sigma_B)
+        return self.c_skip(sigma) * noisy + self.c_out(sigma) * output.float()
+
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """w(sigma), which makes the network's own error weigh alike at every noise level."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2

@@ -77,9 +77,8 @@ class DiffusionLossReduction(MeanLossReduction):
         sigma_B: torch.Tensor,
         logvar_B: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        edm, sigma = self._edm, per_sample(sigma_B)
-        denoised = edm.c_skip(sigma) * noisy + edm.c_out(sigma) * output.float()
-        return uncertainty_weighted_loss(denoised, clean, edm.loss_weight(sigma_B), logvar_B.float(), free)
+        denoised = self._edm.denoised(noisy, output, sigma_B)
+        return uncertainty_weighted_loss(denoised, clean, self._edm.loss_weight(sigma_B), logvar_B.float(), free)
 
 
 def _as_list(latents: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
@@ -384,16 +383,20 @@ class DiffusionModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         """Lightning's name for `forward_step`."""
         return self.forward_step(batch)
 
+    def make_loss_reduction(self) -> DiffusionLossReduction:
+        """The loss, as Megatron's schedules want it."""
+        return DiffusionLossReduction(self.edm)
+
     @property
     def training_loss_reduction(self) -> MegatronLossReduction:
-        """The loss, as Megatron's schedules want it."""
+        """The loss of training."""
         if self._training_loss is None:
-            self._training_loss = DiffusionLossReduction(self.edm)
+            self._training_loss = self.make_loss_reduction()
         return self._training_loss
 
     @property
     def validation_loss_reduction(self) -> MegatronLossReduction:
         """The same loss, kept apart since it remembers its batch."""
         if self._validation_loss is None:
-            self._validation_loss = DiffusionLossReduction(self.edm)
+            self._validation_loss = self.make_loss_reduction()
         return self._validation_loss

@@ -6,6 +6,7 @@ Source: `cosmos_diffusiondecoder_7b.py` of NVIDIA cosmos-predict1, which post-tr
 from __future__ import annotations
 
 from nemo_cosmos.autoregressive.diffusion_decoder.config import DiffusionDecoderConfig
+from nemo_cosmos.autoregressive.diffusion_decoder.pixel_loss import PixelLoss
 from nemo_cosmos.autoregressive.diffusion_decoder.step import DiffusionDecoderModel
 from nemo_cosmos.diffusion.conditioning import ConditioningConfig
 from nemo_cosmos.diffusion.objective import EDM
@@ -19,6 +20,7 @@ def diffusion_decoder(
     token_dropout: float = 0.2,
     text_dropout: float = 0.2,
     seed: int = 1234,
+    pixel_loss: PixelLoss | None = None,
 ) -> DiffusionDecoderModel:
     """The model and its training.
 
@@ -29,9 +31,12 @@ def diffusion_decoder(
         token_dropout: Probability of hiding a sample's tokens, for guidance.
         text_dropout: Probability of replacing a sample's text states by zeros.
         seed: Of all random draws.
+        pixel_loss: Compares what is decoded from the estimates, besides; not in the published training.
 
     Returns:
         The LightningModule.
     """
     conditioning = ConditioningConfig(text_dropout=text_dropout, condition_dropout=token_dropout)
-    return DiffusionDecoderModel(config, edm=edm, conditioning=conditioning, init_from=base, seed=seed)
+    return DiffusionDecoderModel(
+        config, edm=edm, conditioning=conditioning, init_from=base, seed=seed, pixel_loss=pixel_loss
+    )

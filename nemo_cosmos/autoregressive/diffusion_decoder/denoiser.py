@@ -56,9 +56,8 @@ class TokenDenoiser:
         if self.guidance:
             text, branches = torch.cat([text, torch.zeros_like(text)]), 2
             tokens = torch.cat([tokens, torch.full_like(tokens, HIDDEN_TOKEN)])
-        level = per_sample(sigma_B)
         output = self.network(
-            (noisy * self.edm.c_in(level)).repeat(branches, 1, 1, 1, 1),
+            (noisy * self.edm.c_in(per_sample(sigma_B))).repeat(branches, 1, 1, 1, 1),
             self.edm.c_noise(sigma_B).repeat(branches),
             text,
             fps=self.fps.repeat(branches),
@@ -67,4 +66,4 @@ class TokenDenoiser:
         if self.guidance:
             cond, uncond = output.chunk(2)
             output = cond + self.guidance * (cond - uncond)  # of the outputs, as of the estimates: these are linear
-        return self.edm.c_skip(level) * noisy + self.edm.c_out(level) * output
+        return self.edm.denoised(noisy, output, sigma_B)
