@@ -10,7 +10,9 @@ V = codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,35 +28,34 @@ from nemo_cosmos.autoregressive.layer_spec import ARLayer
 from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.autoregressive.positions import rope_tables, sincos_positions
 from nemo_cosmos.errors import user_error
-from nemo_cosmos.parallel.linear import few_rows_linear
-from nemo_cosmos.parallel.norms import few_rows_rms_norm
+from nemo_cosmos.parallel.few_rows import Layer, few_rows_linear, few_rows_rms_norm
 from nemo_cosmos.parallel.tokens import CausalShard
 from nemo_cosmos.transformer.positions import Grid
 
 
 class _CrossAttention(NamedTuple):
-    """Weights of a layer's cross-attention; keys and values of text and actions, which are the same for all tokens."""
+    """Layers of a cross-attention; keys and values of text and actions, which are the same for all tokens."""
 
-    norm: Tensor
-    q: Tensor
-    q_norm: Tensor
-    proj: Tensor
+    norm: Layer
+    q: Layer
+    q_norm: Layer
+    proj: Layer
     key_BGLH: Tensor
     value_BGLH: Tensor
 
 
 class _Layer(NamedTuple):
-    """Weights and cache of a layer."""
+    """The parts of a layer, and its cache."""
 
-    norm: Tensor
-    qkv: Tensor
+    norm: Layer
+    qkv: Layer
     qk_norm: Tensor
-    """[R + 1, H], float32: for the queries of a key head, then for itself."""
-    proj: Tensor
+    """[R + 1, H], float32: weights for the queries of a key head, then for itself, times sqrt(H)."""
+    proj: Layer
     cross: _CrossAttention | None
-    mlp_norm: Tensor
-    fc1: Tensor
-    fc2: Tensor
+    mlp_norm: Layer
+    fc1: Layer
+    fc2: Layer
     cache: KVCache
 
 
@@ -118,7 +119,11 @@ class CachedForward:
         self.model, self.config, self.length = model, config, length
         self.tp_group, self.tp_size = model.groups.tp, model.groups.tp.size()
         self.embedding = model.embedding.weight
-        self.output = self.embedding if config.share_embeddings_and_output_weights else model.output_layer.weight
+        self.linear = partial(few_rows_linear, compiled=compile)
+        self.norm = partial(few_rows_rms_norm, eps=config.layernorm_epsilon, compiled=compile)
+        self.final_norm = self.norm(model.final_layernorm.weight)
+        tied = config.share_embeddings_and_output_weights
+        self.output = self.linear(self.embedding if tied else model.output_layer.weight)
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.num_heads = config.num_query_groups // self.tp_size
         self.queries_per_key = config.num_attention_heads // config.num_query_groups
@@ -130,7 +135,8 @@ class CachedForward:
             grid, config.kv_channels, config.rotary_base, config.yarn, shard, config.num_first, self.device
         )
         self.cos, self.sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-        self.half_ahead = torch.arange(config.kv_channels, device=self.device).roll(config.kv_channels // 2)
+        # By which the norm of a head of zeros divides, and which adds to the length of others.
+        self.least_length = torch.tensor(math.sqrt(config.kv_channels * config.layernorm_epsilon), device=self.device)
         self.added = None
         if config.extra_pos_embed == "sincos":
             self.added = sincos_positions(grid, config.hidden_size, shard, config.num_first, self.dtype, self.device)
@@ -148,22 +154,22 @@ class CachedForward:
             from_text = layer.cross_attention
             key, value = (x.permute(1, 2, 0, 3).contiguous() for x in from_text.project_text(context_LBC))
             cross = _CrossAttention(
-                norm=layer.pre_cross_attn_layernorm.weight,
-                q=from_text.linear_q.weight,
-                q_norm=from_text.q_layernorm.weight,
-                proj=from_text.linear_proj.weight,
+                norm=self.norm(layer.pre_cross_attn_layernorm.weight),
+                q=self.linear(from_text.linear_q.weight),
+                q_norm=self.norm(from_text.q_layernorm.weight),
+                proj=self.linear(from_text.linear_proj.weight),
                 key_BGLH=key,
                 value_BGLH=value,
             )
         return _Layer(
-            norm=layer.input_layernorm.weight,
-            qkv=attention.linear_qkv.weight,
-            qk_norm=torch.stack([*[queries] * self.queries_per_key, keys]).float(),
-            proj=attention.linear_proj.weight,
+            norm=self.norm(layer.input_layernorm.weight),
+            qkv=self.linear(attention.linear_qkv.weight),
+            qk_norm=torch.stack([*[queries] * self.queries_per_key, keys]).float() * math.sqrt(config.kv_channels),
+            proj=self.linear(attention.linear_proj.weight),
             cross=cross,
-            mlp_norm=layer.pre_mlp_layernorm.weight,
-            fc1=layer.mlp.linear_fc1.weight,
-            fc2=layer.mlp.linear_fc2.weight,
+            mlp_norm=self.norm(layer.pre_mlp_layernorm.weight),
+            fc1=self.linear(layer.mlp.linear_fc1.weight),
+            fc2=self.linear(layer.mlp.linear_fc2.weight),
             cache=KVCache(batch, self.num_heads, self.length, config.kv_channels, dtype=self.dtype, device=self.device),
         )
 
@@ -193,7 +199,7 @@ class CachedForward:
 
     def logits(self, hidden_BmD: Tensor) -> Tensor:
         """Returns the logits of the codes, [B, m, V], whole on every rank."""
-        logits = few_rows_linear(hidden_BmD, self.output)
+        logits = self.output(hidden_BmD.flatten(0, 1)).view(*hidden_BmD.shape[:2], -1)
         if self.tp_size > 1:
             logits = gather_from_tensor_model_parallel_region(logits, group=self.tp_group)
         return logits[..., : self.config.vocab_size]
@@ -218,9 +224,9 @@ class CachedForward:
             x += self._self_attention(x, layer, places, batch)
             if layer.cross is not None:
                 x += self._cross_attention(x, layer.cross, batch)
-            gate, up = few_rows_linear(self._norm(x, layer.mlp_norm), layer.fc1).chunk(2, dim=-1)
-            x += self._sum(few_rows_linear(functional.silu(gate, inplace=True).mul_(up), layer.fc2))
-        return self._norm(x, self.model.final_layernorm.weight).view(batch, num_new, -1)
+            gate, up = layer.fc1(layer.mlp_norm(x)).chunk(2, dim=-1)
+            x += self._sum(layer.fc2(functional.silu(gate, inplace=True).mul_(up)))
+        return self.final_norm(x).view(batch, num_new, -1)
 
     def _embed(self, tokens_Bm: Tensor) -> Tensor:
         if self.tp_size == 1:
@@ -232,12 +238,14 @@ class CachedForward:
 
     def _self_attention(self, x: Tensor, layer: _Layer, places: _Places, batch: int) -> Tensor:
         shape = (batch, len(x) // batch, self.num_heads, self.queries_per_key + 2, self.config.kv_channels)
-        qkv = few_rows_linear(self._norm(x, layer.norm), layer.qkv).view(shape)
+        qkv = layer.qkv(layer.norm(x)).view(shape)
         turning = qkv.narrow(3, 0, shape[3] - 1)  # all but the values
-        qk = self._norm(turning.float(), None).mul_(layer.qk_norm)
-        # Each channel turns with the one half a head further.
-        ahead = qk.index_select(-1, self.half_ahead)
-        turning.copy_(qk.mul_(places.cos).addcmul_(ahead, places.sin))
+        length = torch.linalg.vector_norm(turning, dim=-1, keepdim=True, dtype=torch.float32).hypot_(self.least_length)
+        qk = turning * layer.qk_norm
+        # Each channel turns with the one half a head further. What the norm divides by, one number for each head, may
+        # come last.
+        ahead = qk.roll(shape[4] // 2, dims=-1)
+        turning.copy_(qk.mul_(places.cos).addcmul_(ahead, places.sin).div_(length))
         query, key_and_value = qkv.narrow(3, 0, shape[3] - 2), qkv.narrow(3, shape[3] - 2, 2)
         if places.start is None:
             layer.cache.write_at(key_and_value, places.places_Bm)
@@ -248,13 +256,12 @@ class CachedForward:
             attended = self._attend_all(query, keys, values)
         else:
             attended = self._attend(query, keys, values, places.mask)
-        return self._sum(few_rows_linear(attended, layer.proj))
+        return self._sum(layer.proj(attended))
 
     def _cross_attention(self, x: Tensor, cross: _CrossAttention, batch: int) -> Tensor:
         shape = (batch, len(x) // batch, self.num_heads, self.queries_per_key, self.config.kv_channels)
-        query = few_rows_linear(self._norm(x, cross.norm), cross.q).view(shape)
-        attended = self._attend(self._norm(query, cross.q_norm), cross.key_BGLH, cross.value_BGLH, None)
-        return self._sum(few_rows_linear(attended, cross.proj))
+        query = cross.q_norm(cross.q(cross.norm(x)).view(shape))
+        return self._sum(cross.proj(self._attend(query, cross.key_BGLH, cross.value_BGLH, None)))
 
     def _attend(self, query_BmGRH: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """[B m, N H]. All queries of a key head stand in one matrix, so that keys and values are read once."""
@@ -281,9 +288,6 @@ class CachedForward:
             enable_gqa=True,
         )
         return out.transpose(1, 2).flatten(2).flatten(0, 1)
-
-    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        return few_rows_rms_norm(x, weight, self.config.layernorm_epsilon)
 
     def _sum(self, x: Tensor) -> Tensor:
         """Adds up what the tensor-parallel ranks have."""

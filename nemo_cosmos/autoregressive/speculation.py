@@ -14,7 +14,7 @@ from torch.nn import functional
 from nemo_cosmos.autoregressive.decode import UNKNOWN, Drafter, Known
 from nemo_cosmos.autoregressive.model import CosmosAR
 from nemo_cosmos.errors import user_error
-from nemo_cosmos.parallel.linear import few_rows_linear
+from nemo_cosmos.parallel.few_rows import few_rows_linear
 from nemo_cosmos.transformer.positions import Grid
 
 
@@ -32,11 +32,11 @@ class MedusaDrafter:
         self.num_guesses = model.config.num_medusa_heads
         if self.num_guesses == 0:
             raise user_error("num_medusa_heads", 0, "1 or more", "Train heads first, or guess by the frame before.")
-        self._weight, self._group = model.medusa_heads.linear.weight, model.groups.tp
+        self._linear, self._group = few_rows_linear(model.medusa_heads.linear.weight), model.groups.tp
 
     def __call__(self, known: Known) -> torch.Tensor:
         """Draws from the heads' predictions, int64 [B, K]."""
-        shifts = few_rows_linear(known.hidden_BD, self._weight)
+        shifts = self._linear(known.hidden_BD)
         shifts = gather_from_tensor_model_parallel_region(shifts, group=self._group)
         hidden_BKD = known.hidden_BD[:, None] + functional.silu(shifts.unflatten(-1, (self.num_guesses, -1)))
         return known.draw(known.logits(hidden_BKD))

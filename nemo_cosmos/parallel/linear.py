@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from nemo_cosmos.parallel.tokens import AutogradContext
@@ -31,22 +30,9 @@ if ONEDNN_LINEAR is not None:
         return 2 * math.prod(x_shape) * weight_shape[0]
 
 
-def few_rows_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A linear layer without gradient, for the few rows of input that a decoding step has.
-
-    Args:
-        x: [..., in].
-        weight: [out, in].
-
-    Returns:
-        [..., out].
-    """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return functional.linear(x, weight)
-    if x.dtype == torch.float32:
-        return _product(x, weight)
-    # What the function for any number of axes comes to, with fewer calls on its way.
-    return torch.mm(x, weight.t()) if x.ndim == 2 else functional.linear(x, weight)
+def onednn_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A linear layer without gradient, by oneDNN: [..., in] by a weight [out, in] -> [..., out]."""
+    return ONEDNN_LINEAR(x, weight, None, "none", [], "")
 
 
 class ColumnLinear(ColumnParallelLinear):
@@ -86,16 +72,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: AutogradContext, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        return _product(x, weight)
+        return onednn_linear(x, weight)
 
     @staticmethod
     def backward(ctx: AutogradContext, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad_x = _product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_x = onednn_linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
         # Here both matrices lie the wrong way for oneDNN.
         grad_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return ONEDNN_LINEAR(x, weight, None, "none", [], "")

@@ -8,32 +8,6 @@ from torch.nn import functional
 
 from nemo_cosmos.parallel.tokens import AutogradContext
 
-_ZERO = torch.zeros(())
-
-
-def few_rows_rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """A root-mean-square norm without gradient, for the few rows that a decoding step has.
-
-    On CPUs calling the operations is then what takes time: torch's own norm calls half as many again.
-
-    Args:
-        x: [..., hidden_size].
-        weight: [hidden_size]; None for none.
-        eps: Added to the mean square.
-
-    Returns:
-        As `x`.
-    """
-    size = x.shape[-1]
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return functional.rms_norm(x, (size,), weight, eps)
-    if x.numel() == size and weight is not None:
-        scale = (torch.linalg.vector_norm(x, dtype=torch.float32).item() ** 2 / size + eps) ** -0.5
-        return torch.addcmul(_ZERO, x, weight, value=scale)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    normed = x * torch.addcmul(_ZERO, norm, norm, value=1 / size).add_(eps).rsqrt_()
-    return (normed if weight is None else normed.mul_(weight)).to(x.dtype)
-
 
 class RMSNorm(torch.nn.Module):
     """Root-mean-square norm with a weight, over the last axis.
