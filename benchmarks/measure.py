@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+_COUNTED = 2
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -29,18 +30,20 @@ class Measurement:
 def alternate(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Measurement]:
     """Measures functions in turn, so that a machine that slows down slows all of them.
 
-    Time and memory are measured apart: before memory is, what earlier calls left goes back to the system, and a call
-    that must have it mapped again takes longer than one of a loop.
+    In its turn a function is called once uncounted, and then counted: after the turn of another one it finds caches and
+    memory as the other needed them, and not as they are in a loop of its own. Memory is measured apart, for before it
+    is, what earlier calls left goes back to the system.
 
     Args:
-        calls: Functions of no argument by name; each is run once before, uncounted.
-        rounds: Counted runs of each.
+        calls: Functions of no argument by name.
+        rounds: Turns of each, of two counted calls.
     """
     peaks = {name: _peak_mib(call) for name, call in calls.items()}
     runs: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            runs[name].append(_seconds(call))
+            call()
+            runs[name] += [_seconds(call) for _ in range(_COUNTED)]
     return {name: Measurement(seconds=statistics.median(runs[name]), peak_mib=peaks[name]) for name in calls}
 
 
