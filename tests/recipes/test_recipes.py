@@ -129,6 +129,8 @@ NAMES = r"expected `name=value` with a name that `nemo-cosmos recipes show` list
     ],
 )
 def test_bad_override_is_one_clear_line(override: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    configure("diffusion_tiny_pretrain", [])  # imports, which may log
+    caplog.clear()
     with pytest.raises(UserError) as refused:
         configure("diffusion_tiny_pretrain", [override])
     assert re.fullmatch(message, str(refused.value)) and not caplog.records
