@@ -147,6 +147,7 @@ class _Taker:
         self._start, self._end, self._most, self._sample_every = start, end, most, sample_every
         self._choice, self._stored, self._whole = choice, Scaler(None), Scaler(None)
         self._before: SourceFrame | None = None
+        self._shown: SourceFrame | None = None
 
     def take(self, frame: SourceFrame) -> bool:
         """Takes a frame; says whether the span wants more."""
@@ -162,8 +163,7 @@ class _Taker:
             self._append(self._before)
             missing -= 1
         if missing > 0 and span.frames:
-            span.frames += [span.frames[-1]] * missing
-            span.num_uneven += missing
+            self._repeat(missing)
         if self._end is not None and frame.index >= self._end:
             return False
         if place < len(span.frames):
@@ -181,10 +181,26 @@ class _Taker:
             self._stored = Scaler(self._choice(span.source_height, span.source_width))
         span.deinterlaced |= frame.deinterlaced
         span.frames.append(np.ascontiguousarray(self._stored.picture(frame)))
-        if self._sample_every and (self._start + place) % self._sample_every == 0:
-            span.samples[place] = _within(self._whole.picture(frame), SAMPLE_SIDE)
+        if self._is_sampled(place):
+            span.samples[place] = self._sample_of(frame)
         if frame.codec_motion is not None:
             span.codec_motion[place] = turned(frame.codec_motion, frame.quarter_turns)
+        self._shown = frame
+
+    def _repeat(self, count: int) -> None:
+        """Shows the last frame `count` times more, in the samples too: a short clip may have no other one."""
+        span, place = self.span, len(self.span.frames)
+        span.frames += [span.frames[-1]] * count
+        span.num_uneven += count
+        if sampled := [repeated for repeated in range(place, place + count) if self._is_sampled(repeated)]:
+            assert self._shown is not None
+            span.samples |= dict.fromkeys(sampled, self._sample_of(self._shown))
+
+    def _is_sampled(self, place: int) -> bool:
+        return self._sample_every is not None and (self._start + place) % self._sample_every == 0
+
+    def _sample_of(self, frame: SourceFrame) -> np.ndarray:
+        return _within(self._whole.picture(frame), SAMPLE_SIDE)
 
 
 def _within(picture: np.ndarray, side: int) -> np.ndarray:

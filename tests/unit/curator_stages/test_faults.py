@@ -187,6 +187,11 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
     (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
     times = [*range(0, 500, 50), *range(1100, 2100, 100)]
     faulty_files.write(folder / "uneven.mkv", frames, container="matroska", times_ms=times)
+    # The only place of its second shot that a sample is due at, 15, has no frame of its own.
+    shots = np.concatenate([frames[:11], moving_texture(9, seed=5, height=64, width=96, speed=0)])
+    places = [place for place in range(20) if place != 15]
+    times = [100 * place for place in places]
+    faulty_files.write(folder / "gap.mkv", shots[places], container="matroska", times_ms=times, options={"bf": "0"})
     os.mkfifo(folder / "pipe.mp4")
     write_video(folder / "locked" / "v.mp4", frames, fps=10)
     scandir = os.scandir
@@ -202,6 +207,7 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
     told = {row["source_video"]: row for row in rows}
     assert told["good.mp4"]["kept"] and told["uneven.mkv"]["rejected_by"] in (None, "semantic_dedup")
     assert "source:variable_frame_rate" in told["uneven.mkv"]["tags"]
+    assert [r["num_frames"] for r in rows if r["source_video"] == "gap.mkv" and r["score_sharpness"]] == [11, 9]
     reasons = {
         name: row["rejected_reason"] for name, row in told.items() if row["rejected_by"] in ("read", "shot_split")
     }
