@@ -121,14 +121,14 @@ def _described(found: SourceVideo, info: VideoInfo, heldout_percent: float) -> R
         return _stand_in(found, heldout_percent, info)
     try:
         video = RawVideo.from_dict(json.loads(found.sidecar))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UnusableVideoError(f"its sidecar {found.sidecar_name} is not a RawVideo record ({error})") from error
+    if problem := problem_with(video):
+        raise UnusableVideoError(f"its sidecar {found.sidecar_name} is wrong: {problem}")
     if abs(video.fps - info.fps) > 0.01 * info.fps:
         raise UnusableVideoError(
             f"its sidecar {found.sidecar_name} says {video.fps:g} frames per second, the file {info.fps:g}"
         )
-    if problem := problem_with(video):
-        raise UnusableVideoError(f"its sidecar {found.sidecar_name} is wrong: {problem}")
     return video
 
 
