@@ -14,6 +14,7 @@ from nemo_curator.tasks import EmptyTask
 from curator_stages.conditions import is_simulated, problem_with
 from curator_stages.config import CurationConfig
 from curator_stages.decode import UnusableVideoError, VideoInfo, probe
+from curator_stages.faults import reason_of
 from curator_stages.sources import SourceVideo, find_videos
 from curator_stages.tasks import SpanTask, VideoSpan
 from curator_stages.work import WorkFolder
@@ -74,6 +75,8 @@ def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> l
             video = _described(found, info, config.heldout_percent)
         except UnusableVideoError as problem:
             error = str(problem)
+        except Exception as problem:  # noqa: BLE001 - a file system may raise anything
+            error = reason_of(problem, "read", found.name)
     borders = [(0, None, None)] if error or info is None else _borders(info, config)
     return [
         VideoSpan(

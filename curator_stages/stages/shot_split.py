@@ -11,6 +11,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan, decode_span
+from curator_stages.faults import reason_of
 from curator_stages.shots import make_detector, windows
 from curator_stages.source_frames import DecodeLimits
 from curator_stages.tasks import Clip, ClipsTask, SpanTask, VideoSpan, clip_id_of, empty_clip
@@ -41,7 +42,10 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
     def process(self, task: SpanTask) -> ClipsTask:
         """Splits one span."""
         span = task.data
-        clips = [empty_clip(span, "read", span.error)] if span.error else self._split(span)
+        try:
+            clips = [empty_clip(span, "read", span.error)] if span.error else self._split(span)
+        except Exception as error:  # noqa: BLE001 - a decoder or file system may raise anything
+            clips = [empty_clip(span, self.name, reason_of(error, self.name, span.source_video), failed=True)]
         return ClipsTask(
             dataset_name=task.dataset_name,
             data=clips,

@@ -188,7 +188,7 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
     times = [*range(0, 500, 50), *range(1100, 2100, 100)]
     faulty_files.write(folder / "uneven.mkv", frames, container="matroska", times_ms=times)
     # The only place of its second shot that a sample is due at, 15, has no frame of its own.
-    shots = np.concatenate([frames[:11], moving_texture(9, seed=5, height=64, width=96, speed=0)])
+    shots = np.concatenate([frames[:11], moving_texture(9, seed=5, height=64, width=96, speed=1)])
     places = [place for place in range(20) if place != 15]
     times = [100 * place for place in places]
     faulty_files.write(folder / "gap.mkv", shots[places], container="matroska", times_ms=times, options={"bf": "0"})

@@ -162,6 +162,22 @@ def test_a_captioner_that_never_answers_fails_the_run() -> None:
         stage.process(task_of([clip_of(n, 20) for n in range(4)]))
 
 
+def test_a_captioner_that_breaks_on_a_batch_is_asked_again() -> None:
+    class Breaking(Eye):
+        calls = 0
+
+        def caption(self, requests: Sequence[CaptionRequest]) -> dict[str, Answer]:
+            self.calls += 1
+            if self.calls < 3:
+                raise RuntimeError("out of memory")
+            return super().caption(requests)
+
+    for retries, reason in ((1, "no caption for frames 0 to 20 (RuntimeError: out of memory)"), (2, None)):
+        clip = clip_of(1, 20)
+        stage_with(Breaking(), replace(CONFIG, caption_retries=retries)).process(task_of([clip]))
+        assert (clip.failed, clip.record.rejected_reason) == (reason is not None, reason)
+
+
 def test_sidecar_captions_win_and_are_cut_to_the_clip() -> None:
     told = (CaptionWindow(start_frame=0, end_frame=15, text="told", captioner="simulator"),)
     clips = [clip_of(0, 10), clip_of(1, 10)]
