@@ -22,7 +22,7 @@ SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "fixed_stride")
 MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
 ENCODERS: tuple[str, ...] = ("libx264", "h264_nvenc", "auto")
 X264_PRESETS: tuple[str, ...] = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
-STAGES_VERSION = 3
+STAGES_VERSION = 4
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
 _SET_FIELDS = (

@@ -53,6 +53,8 @@ class DecodedSpan:
     source_width: int = 0
     error: str | None = None
     """Why decoding stopped before the span's end, or None."""
+    failed: bool = False
+    """Whether that was reading the file, which may go well another time, rather than what is in it."""
     deinterlaced: bool = False
     num_uneven: int = 0
     """Frames that were repeated or left out, since the source's rate varies."""
@@ -134,6 +136,7 @@ def decode_span(
                     break
     except (av.FFmpegError, SourceLimitError, OSError) as problem:
         span.error = f"cannot be decoded after frame {start_frame + len(span.frames)} ({said_by(problem)})"
+        span.failed = isinstance(problem, OSError)
     return span
 
 

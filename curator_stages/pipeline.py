@@ -160,7 +160,8 @@ def curate(
     """Turns a folder of videos into webdataset shards, a manifest and a report.
 
     May be killed at any moment and called again: spans of videos that are done are not done again, and the result is
-    the same as without interruption. When nothing has changed, nothing is done.
+    the same as without interruption. Spans with clips that failed (not such that a rule rejected) are tried anew. When
+    nothing has changed and nothing failed, nothing is done.
 
     Args:
         input_dir: Folder with videos, searched recursively, or a glob, manifest or tars, as `sources.find_videos` takes
@@ -192,16 +193,20 @@ def curate(
     work = WorkFolder(output / ".work")
     run_key = _run_key(spans, config)
     with ray_over_allocation(executor), work.locked(), _quiet_curator():
-        if work.is_finished(run_key) and (previous := _standing_result(output)):
+        settled = all(work.is_settled(span.key) for span in spans)
+        if settled and work.is_finished(run_key) and (previous := _standing_result(output)):
             _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
             return replace(previous, unchanged=True)
         work.mark_unfinished()
         work.prune({span.key for span in spans})
-        if not all(work.has(span.key) for span in spans):
+        if not settled:
             _run_clips(absolute(input_dir), str(output), config, executor, progress)
             _check_done(spans, work)
         _run_set(spans, work, str(output), config, reading_s)
         work.mark_finished(run_key)
+        failed = sum(not work.is_settled(span.key) for span in spans)
+    if failed:
+        _say(f"{failed} of {len(spans)} pieces of video failed in part; run again to try these anew", progress)
     summary = CurationSummary.from_dict(read_json(output / "report.json"))
     _say(f"{output}: {summary.num_kept} clips kept of {summary.num_clips}; see {summary.report_html}", progress)
     return summary
@@ -232,7 +237,8 @@ def record_lost(output_dir: str, task: Task, why: str) -> None:
         why: How the worker ended; becomes the reason.
     """
     assert isinstance(task, SpanTask)
-    WorkFolder(Path(output_dir) / ".work").write(task.data.key, [empty_clip(task.data, "executor", why)], {})
+    lost = empty_clip(task.data, "executor", why, failed=True)
+    WorkFolder(Path(output_dir) / ".work").write(task.data.key, [lost], {})
 
 
 def _check_done(spans: list[VideoSpan], work: WorkFolder) -> None:
@@ -254,7 +260,7 @@ def _run_set(
         stored, taken = work.read(span.key)
         clips += stored
         seconds.update(taken)
-    _check_captioned(clips, work, config)
+    _check_captioned(clips, config)
     stages = [
         ExactDedupStage(),
         PerceptualDedupStage(config=config),
@@ -267,10 +273,8 @@ def _run_set(
     pipeline.run(InProcessExecutor(), initial_tasks=[ClipSetTask(dataset_name="clips", data=clips)])
 
 
-def _check_captioned(clips: list[StoredClip], work: WorkFolder, config: CurationConfig) -> None:
+def _check_captioned(clips: list[StoredClip], config: CurationConfig) -> None:
     """Refuses a set whose captioner was asked often and never answered, whichever workers asked it.
-
-    What it spoiled is forgotten, so that the next run asks again.
 
     Raises:
         UserError: There is no caption by this captioner, and many clips were rejected for that.
@@ -278,7 +282,6 @@ def _check_captioned(clips: list[StoredClip], work: WorkFolder, config: Curation
     unanswered = [clip for clip in clips if clip.record.rejected_by == CaptionStage.name]
     answered = any(window.captioner == config.captioner for clip in clips for window in clip.record.captions)
     if not answered and len(unanswered) >= MOST_IN_VAIN:
-        work.forget({Path(clip.folder).name for clip in unanswered})
         raise UserError(
             f"captioner: {config.captioner!r} answered for none of {len(unanswered)} clips "
             f"({unanswered[0].record.rejected_reason}). Mend it, or choose `none` to leave clips without captions."

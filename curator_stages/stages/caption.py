@@ -27,8 +27,8 @@ MOST_IN_VAIN = 8
 class CaptionStage(ProcessingStage[ClipsTask, ClipsTask]):
     """Gives clips their caption windows; an answer finds its window by a key, never by position.
 
-    A window without an answer is asked about again, `caption_retries` times; then its clip is rejected with the reason.
-    When a worker's first windows all go without, the run fails.
+    A window without an answer is asked about again, `caption_retries` times; then its clip is rejected with the reason,
+    and the next run asks again. When a worker's first windows all go without, the run fails.
     """
 
     config: CurationConfig
@@ -88,7 +88,7 @@ class CaptionStage(ProcessingStage[ClipsTask, ClipsTask]):
         for key, (clip, start, end) in zip(keys, windows, strict=True):
             answer = answers[key]
             if isinstance(answer, CaptionError):
-                clip.reject(self.name, f"no caption for frames {start} to {end} ({answer})")
+                clip.fail(self.name, f"no caption for frames {start} to {end} ({answer})")
             elif clip.kept:
                 window = CaptionWindow(start_frame=start, end_frame=end, text=answer, captioner=config.captioner)
                 clip.record = replace(clip.record, captions=(*clip.record.captions, window))

@@ -24,7 +24,7 @@ from nemo_cosmos.errors import UserError
 
 @dataclass
 class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
-    """Emits every span of the input whose result is not in the work folder yet."""
+    """Emits every span of the input whose result is not in the work folder yet, or holds clips that failed."""
 
     input_dir: str
     """A folder, glob, manifest or tar, as `find_videos` takes it."""
@@ -44,7 +44,7 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
         spans = plan_spans(self.input_dir, self.output_dir, self.config)
         if self.output_dir is not None:
             work = WorkFolder(Path(self.output_dir) / ".work")
-            spans = [span for span in spans if not work.has(span.key)]
+            spans = [span for span in spans if not work.is_settled(span.key)]
         return [SpanTask(dataset_name=span.video.source, data=span) for span in spans]
 
 
@@ -82,7 +82,7 @@ def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> l
         VideoSpan(
             path=found.path,
             source_video=found.name,
-            key=_key(found, fingerprint, start, end, max_clips),
+            key=_key(found, fingerprint, error, start, end, max_clips),
             video=video,
             simulated=error is None and is_simulated(video),
             start_frame=start,
@@ -156,10 +156,10 @@ def _stand_in(found: SourceVideo, heldout_percent: float, info: VideoInfo | None
     )
 
 
-def _key(found: SourceVideo, fingerprint: str, *span: int | None) -> str:
-    """Hashes all that the result of a span depends on."""
+def _key(found: SourceVideo, fingerprint: str, error: str | None, *span: int | None) -> str:
+    """Hashes all that the result of a span depends on; a video that could not be read is another one once it can."""
     sidecar = None if found.sidecar is None else hashlib.sha256(found.sidecar.encode()).hexdigest()
-    parts = [found.name, *found.state, sidecar, *sorted(found.described.items()), fingerprint, *span]
+    parts = [found.name, *found.state, sidecar, *sorted(found.described.items()), fingerprint, error, *span]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

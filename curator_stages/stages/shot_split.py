@@ -70,11 +70,11 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
             with_codec_motion=config.motion_method == "motion_vectors",
         )
         if reason := _unusable(span, decoded):
-            return [empty_clip(span, self.name, reason)]
+            return [empty_clip(span, self.name, reason, failed=decoded.failed)]
         clips = self._clips(span, decoded)
         if decoded.error:
             after = span.start_frame + len(decoded.frames)
-            clips.append(empty_clip(span, self.name, decoded.error, start_frame=after))
+            clips.append(empty_clip(span, self.name, decoded.error, start_frame=after, failed=decoded.failed))
         return clips
 
     def _clips(self, span: VideoSpan, decoded: DecodedSpan) -> list[Clip]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -12,11 +13,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from curator_stages import decode as decoding
 from curator_stages import source_frames
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan, UnusableVideoError, decode_span, probe
+from curator_stages.faults import failing_alone
 from curator_stages.pipeline import curate
 from curator_stages.source_frames import DecodeLimits
+from curator_stages.stages import quality
+from curator_stages.stages.reader import plan_spans
+from curator_stages.stages.shot_split import ShotSplitStage
+from curator_stages.tasks import Clip, SpanTask, VideoSpan, empty_clip
+from nemo_cosmos.contracts import RawVideo
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import write_video
 from tests.unit.curator_stages import faulty_files
@@ -173,10 +181,8 @@ def test_more_frames_than_the_header_tells_of_take_no_memory(tmp_path: Path, fra
     assert f"goes on after {most} frames" in decoded.error
 
 
-def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
-    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "in"
+def write_wrong_files(folder: Path) -> Path:
+    """A good video and files with something wrong, or to which something shall happen."""
     frames = moving_texture(20, seed=1, height=64, width=96)
     write_video(folder / "good.mp4", frames, fps=10)
     write_video(folder / "one.mp4", frames[:1], fps=10)
@@ -194,6 +200,15 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
     faulty_files.write(folder / "gap.mkv", shots[places], container="matroska", times_ms=times, options={"bf": "0"})
     os.mkfifo(folder / "pipe.mp4")
     write_video(folder / "locked" / "v.mp4", frames, fps=10)
+    for name, seed in (("flaky", 6), ("odd", 7)):
+        write_video(folder / f"{name}.mp4", moving_texture(20, seed=seed, height=64, width=96), fps=10)
+    return folder
+
+
+def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_wrong_files(tmp_path / "in")
     scandir = os.scandir
 
     def refusing(path: str) -> object:
@@ -201,8 +216,24 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
 
+    opened, scores_of = decoding.opened, quality._scores_of
+
+    def out_of_reach(path: str, **options: object) -> object:
+        if path.endswith("flaky.mp4"):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, **options)
+
+    def failing(clip: Clip) -> dict[str, float]:
+        if clip.record.source_video == "odd.mp4":
+            raise ValueError("a picture of no kind")
+        return scores_of(clip)
+
     monkeypatch.setattr(os, "scandir", refusing)
-    curate(folder, tmp_path / "out", replace(config, max_source_pixels=100_000), progress=False)
+    monkeypatch.setattr(decoding, "opened", out_of_reach)
+    monkeypatch.setattr(quality, "_scores_of", failing)
+    config = replace(config, max_source_pixels=100_000)
+    curate(folder, tmp_path / "out", config, progress=False)
+    assert "odd.mp4: quality failed" in caplog.text and "in failing" in caplog.text  # with its traceback
     rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
     told = {row["source_video"]: row for row in rows}
     assert told["good.mp4"]["kept"] and told["uneven.mkv"]["rejected_by"] in (None, "semantic_dedup")
@@ -219,9 +250,38 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
         "cut.mp4": "cannot be opened as a video",
         "pipe.mp4": "is no file",
         "locked/": "the folder cannot be read (Permission denied)",
+        "flaky.mp4": "cannot be opened as a video (Input/output error)",
+        "odd.mp4": "ValueError: a picture of no kind",
     }.items():
         assert part in reasons.pop(name)
     assert not reasons
+    # What failed is tried anew by the next run; what a rule rejected is not.
+    monkeypatch.undo()
+    again = curate(folder, tmp_path / "out", config, progress=False)
+    rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    told = {row["source_video"]: row for row in rows}
+    assert all(told[name]["rejected_by"] in (None, "semantic_dedup") for name in ("flaky.mp4", "odd.mp4"))
+    assert again.rejected["read"] == 5 and "quality" not in again.rejected
+    assert curate(folder, tmp_path / "out", config, progress=False).unchanged
+
+
+class AcceleratorError(RuntimeError):
+    """Named as torch's, which a GPU raises that a kernel has spoilt."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UserError("no"), ImportError("no"), OSError(errno.ENOSPC, "full"), AcceleratorError("no"), KeyboardInterrupt()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_concerns_all_clips_ends_the_run(error: BaseException) -> None:
+    video = RawVideo(source="s", rollout="a", fps=10.0, num_frames=9, split="train")
+    clip = empty_clip(VideoSpan(path="a", source_video="a", key="k", video=video, simulated=False), "read", "")
+    with pytest.raises(type(error)), failing_alone(clip, "embed"):
+        raise error
+    with failing_alone(clip, "embed"):
+        raise MemoryError("no room")
+    assert clip.failed and (clip.record.rejected_by, clip.record.rejected_reason) == ("embed", "MemoryError: no room")
 
 
 def test_full_disk_ends_the_run_with_its_reason_and_it_goes_on_afterwards(

@@ -91,8 +91,9 @@ def test_a_captioner_that_answered_no_worker_fails_the_run_and_is_asked_again_in
         write_video(videos / "more" / f"{i}.mp4", moving_texture(20, seed=20 + i), fps=10)
     with pytest.raises(UserError, match="'my_captioners:Captioner' answered for none of 16 clips.*HTTP 500"):
         curate(videos, tmp_path / "out", config, progress=False)
-    kept = {p.name for p in (tmp_path / "out" / ".work" / "spans").iterdir()}
-    assert len(kept) == 3  # the simulated ones, told by their sidecars, and the broken one
+    spans = tmp_path / "out" / ".work" / "spans"
+    # Not the simulated ones, told by their sidecars, and the broken one.
+    assert (len(list(spans.iterdir())), len(list(spans.glob("*/failed")))) == (7, 4)
     monkeypatch.setattr(_Captioner, "works", True)
     summary = curate(videos, tmp_path / "out", config, progress=False)
     assert "caption" not in summary.rejected

@@ -139,6 +139,7 @@ def test_failures_are_asked_about_again_before_a_clip_is_rejected() -> None:
         clips = [clip_of(0, 20), clip_of(1, 40), clip_of(2, 20)]
         stage_with(Late(), replace(CONFIG, caption_retries=retries)).process(task_of(clips))
         assert [clip.kept for clip in clips] == [True, kept, True]
+        assert [clip.failed for clip in clips] == [False, not kept, False]  # the next run asks again
     assert [w.text for w in clips[1].record.captions] == [seen_in(1, 0, 20), seen_in(1, 20, 40)]
 
 
