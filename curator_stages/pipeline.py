@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nemo_curator.backends.base import BaseExecutor
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
@@ -214,12 +215,7 @@ def curate(
 
 def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor: str, progress: bool) -> None:
     try:
-        engine = make_executor(
-            executor,
-            progress=progress,
-            workers=in_process_workers(config),
-            on_lost=functools.partial(record_lost, output_dir),
-        )
+        engine = clips_executor(executor, output_dir, config, progress=progress)
         clips_pipeline(input_dir, output_dir, config).run(engine)
     except Exception as error:
         # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
@@ -228,8 +224,27 @@ def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor
         raise
 
 
+def clips_executor(executor: str, output_dir: str, config: CurationConfig, *, progress: bool) -> BaseExecutor:
+    """Builds the executor of `clips_pipeline`.
+
+    Args:
+        executor: `in_process`, `ray_data` or `xenna`.
+        output_dir: The curated folder, to which spans that kill their worker are written as rejected rows.
+        config: Settings.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: The executor is unknown.
+    """
+    workers = in_process_workers(config)
+    # A span that killed its worker in the run before shall not kill this process.
+    apart = workers is None and WorkFolder(Path(output_dir) / ".work").any_failed()
+    on_lost = functools.partial(record_lost, output_dir)
+    return make_executor(executor, progress=progress, workers=workers, apart=apart, on_lost=on_lost)
+
+
 def record_lost(output_dir: str, task: Task, why: str) -> None:
-    """Makes the span that killed its worker twice a rejected row, so that the rest goes on without it.
+    """Makes the span that killed its worker twice a rejected row until the next run; the rest goes on without it.
 
     Args:
         output_dir: The curated folder.

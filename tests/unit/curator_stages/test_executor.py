@@ -119,6 +119,11 @@ def test_workers_share_the_tasks_and_one_that_waits_for_all_is_here(tmp_path: Pa
     assert not any(_alive(process) for process in processes.values())
 
 
+def test_a_single_worker_may_be_a_process_of_its_own() -> None:
+    (result,) = Pipeline(name="p", stages=[Numbers(1), Tell()]).run(InProcessExecutor(workers=None, apart=True))
+    assert result.process not in (0, os.getpid())
+
+
 def test_a_worker_that_dies_is_replaced_and_its_task_told(tmp_path: Path) -> None:
     lost: list[tuple[int, str]] = []
     executor = InProcessExecutor(workers=2, on_lost=lambda task, why: lost.append((task.data, why)))
