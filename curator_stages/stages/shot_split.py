@@ -17,6 +17,9 @@ from curator_stages.source_frames import DecodeLimits
 from curator_stages.tasks import Clip, ClipsTask, SpanTask, VideoSpan, clip_id_of, empty_clip
 from nemo_cosmos.contracts import ClipRecord
 
+_EARLY_S = 1.0
+"""Sound may last longer than the pictures by less, which a header that tells of the whole file then tells of too."""
+
 
 @dataclass
 class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
@@ -69,6 +72,7 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
             sample_every=max(1, int(min(1.0, config.min_s) * fps)) if config.wants_samples else None,
             with_codec_motion=config.motion_method == "motion_vectors",
         )
+        decoded.error = decoded.error or _early_end(span, decoded)
         if reason := _unusable(span, decoded):
             return [empty_clip(span, self.name, reason, failed=decoded.failed)]
         clips = self._clips(span, decoded)
@@ -131,6 +135,15 @@ def _unusable(span: VideoSpan, decoded: DecodedSpan) -> str | None:
     if span.simulated and span.end_frame is None and span.start_frame + count != promised:
         return decoded.error or f"its sidecar tells of {promised} frames, the file holds {span.start_frame + count}"
     return None
+
+
+def _early_end(span: VideoSpan, decoded: DecodedSpan) -> str | None:
+    """Tells where a file ends well before what its header tells of, as truncated Matroska does without an error."""
+    end, promised = span.start_frame + len(decoded.frames), span.video.num_frames
+    expected = promised if span.end_frame is None else span.end_frame
+    if span.simulated or expected - end < _EARLY_S * span.video.fps:
+        return None
+    return f"the file ends after frame {end}, of {promised} that its header or sidecar tells of"
 
 
 def _source_tags(decoded: DecodedSpan) -> tuple[str, ...]:

@@ -36,6 +36,14 @@ def decode(path: Path, *, size: tuple[int, int] = (64, 96), **options: object) -
     return decode_span(path, start_frame=0, end_frame=None, fps=fps, size=size, **options)
 
 
+def split(folder: Path, config: CurationConfig) -> list[Clip]:
+    """The clips of the one video in a folder."""
+    stage = ShotSplitStage(config=config)
+    stage.setup()
+    spans = plan_spans(folder, None, config)
+    return [clip for span in spans for clip in stage.process(SpanTask(dataset_name="d", data=span)).data]
+
+
 def apart(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.astype(float) - second).mean())
 
@@ -70,7 +78,7 @@ def test_a_wrong_extension_is_no_harm(tmp_path: Path, frames: np.ndarray) -> Non
     assert len(decode(path).frames) == 20
 
 
-def test_truncated_file_gives_what_is_whole(tmp_path: Path) -> None:
+def test_truncated_file_gives_what_is_whole_and_says_where_it_ends(tmp_path: Path, config: CurationConfig) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 64, 96, 3), dtype=np.uint8)
     path = faulty_files.write(
         tmp_path / "v.mkv", noise, container="matroska", options={"g": "5", "bf": "0", "crf": "4"}
@@ -81,6 +89,10 @@ def test_truncated_file_gives_what_is_whole(tmp_path: Path) -> None:
     assert 15 <= len(decoded.frames) <= 21
     for shown, encoded in zip(decoded.frames[:15], noise, strict=False):
         assert apart(shown, encoded) < 60  # colour is halved; two frames of noise are 85 apart
+    fixed = replace(config, shot_detector="fixed_stride", max_s=1.0, span_s=1.0)
+    *_, last = split(tmp_path, fixed)
+    assert last.record.rejected_by == "shot_split" and last.record.num_frames == 0
+    assert last.record.rejected_reason == "the file ends after frame 20, of 30 that its header or sidecar tells of"
 
 
 def test_variable_rate_is_made_even(tmp_path: Path, frames: np.ndarray) -> None:
