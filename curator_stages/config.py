@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from curator_stages.buckets import stored_size
-from curator_stages.source_frames import MAX_PIXELS
+from curator_stages.source_frames import MAX_FPS, MAX_PIXELS
 from curator_stages.video_types import VIDEO_TYPES
 from nemo_cosmos.errors import UserError, user_error
 
@@ -98,8 +98,11 @@ class CurationConfig:
     """Most frames between two key frames: short, so that loading a window deep in a clip decodes little."""
     max_source_pixels: int = MAX_PIXELS
     """Largest height x width of a source's frames; larger ones are rejected, since memory follows it."""
+    max_source_fps: float = MAX_FPS
+    """Most frames per second of a source; videos of more are rejected, since memory follows it: up to twice `span_s` of
+    frames at the stored size."""
     decode_timeout_s: float = 600.0
-    """Longest time that decoding one span may take."""
+    """Longest time that decoding one span may take, and that opening and probing a file may."""
     motion_method: MotionMethod = "optical_flow"
     """`optical_flow` on stored frames, or `motion_vectors` that come with the source's codec (H.264, MPEG-1, 2 and 4);
     clips without any are measured by optical flow, as their tag tells."""
@@ -247,6 +250,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "crf": (0, 51),
     "gop": (1, 600),
     "max_source_pixels": (256, 2**40),
+    "max_source_fps": (1, 10**5),
     "decode_timeout_s": (0.001, 10**6),
     "motion_pairs": (1, 10**4),
     "motion_patch": (8, 4096),

@@ -12,6 +12,8 @@ import numpy as np
 from curator_stages.motion_fields import turned
 from curator_stages.scaling import Scaler, upright_size
 from curator_stages.source_frames import (
+    MAX_DURATION_S,
+    MAX_FPS,
     MAX_PIXELS,
     DecodeLimits,
     SourceFrame,
@@ -64,18 +66,22 @@ class DecodedSpan:
     """Fields as of `motion_fields.codec_field`."""
 
 
-def probe(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def probe(
+    path: str | Path, *, max_pixels: int = MAX_PIXELS, max_fps: float = MAX_FPS, timeout_s: float = 600.0
+) -> VideoInfo:
     """Reads frame rate and length without decoding.
 
     Args:
         path: A path, or an address that fsspec knows.
         max_pixels: Largest height x width that will do.
+        max_fps: Most frames per second that will do.
+        timeout_s: Longest time for opening the file, and for looking through one whose header tells no length.
 
     Raises:
-        UnusableVideoError: The file is empty, corrupt, too large or holds no pictures.
+        UnusableVideoError: The file is empty, corrupt, over a limit or holds no pictures.
     """
     try:
-        with opened(str(path)) as container:
+        with opened(str(path), timeout_s=timeout_s) as container:
             if not container.streams.video:
                 raise UnusableVideoError("no video stream, only sound or data")
             stream = container.streams.video[0]
@@ -84,7 +90,14 @@ def probe(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             if fps <= 0:
                 raise UnusableVideoError("the frame rate cannot be told")
-            return VideoInfo(fps=fps, num_frames=round(duration_s(container) * fps))
+            if fps > max_fps:
+                raise UnusableVideoError(f"{fps:g} frames per second are over {max_fps:g}")
+            length_s = duration_s(container, timeout_s=timeout_s)
+            if length_s > MAX_DURATION_S:
+                raise UnusableVideoError(f"its header tells of {length_s / 3600:,.0f} hours")
+            return VideoInfo(fps=fps, num_frames=round(length_s * fps))
+    except SourceLimitError as error:
+        raise UnusableVideoError(str(error)) from error
     except (av.FFmpegError, UnicodeDecodeError, OSError) as error:
         raise UnusableVideoError(f"cannot be opened as a video ({said_by(error)})") from error
 
@@ -121,15 +134,16 @@ def decode_span(
         The frames. A file that is damaged, or over its limits, gives those before that and `error`.
     """
     choice = size if callable(size) else lambda *_: size
+    limits = limits or DecodeLimits()
     taker = _Taker(start_frame, end_frame, choice, most_frames, sample_every)
     span = taker.span
     try:
-        with opened(str(path)) as container:
+        with opened(str(path), timeout_s=limits.timeout_s) as container:
             for frame in source_frames(
                 container,
                 start_frame=start_frame,
                 fps=fps,
-                limits=limits or DecodeLimits(),
+                limits=limits,
                 with_codec_motion=with_codec_motion,
             ):
                 if not taker.take(frame):

@@ -71,7 +71,12 @@ def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> l
     video, info, error = _stand_in(found, config.heldout_percent), None, found.error
     if error is None:
         try:
-            info = probe(found.path, max_pixels=config.max_source_pixels)
+            info = probe(
+                found.path,
+                max_pixels=config.max_source_pixels,
+                max_fps=config.max_source_fps,
+                timeout_s=config.decode_timeout_s,
+            )
             video = _described(found, info, config.heldout_percent)
         except UnusableVideoError as problem:
             error = str(problem)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -173,6 +175,42 @@ def test_huge_frames_are_refused_before_and_while_decoding(tmp_path: Path, frame
     faulty_files.claim_size(path, 16, 16)
     decoded = decode(path, limits=DecodeLimits(max_pixels=6000))
     assert not decoded.frames and "96x64 are over 6,000 pixels" in decoded.error
+
+
+def test_rates_and_lengths_that_nobody_films_at_are_refused(tmp_path: Path, config: CurationConfig) -> None:
+    frames = moving_texture(20, seed=1, height=64, width=96)
+    write_video(tmp_path / "fast.mp4", frames, fps=1000)
+    (span,) = plan_spans(tmp_path, None, config)
+    assert span.error == "1000 frames per second are over 240"
+    (span,) = plan_spans(tmp_path, None, replace(config, max_source_fps=1000))
+    assert span.error is None
+    times = [*range(0, 1900, 100), 10**9]
+    long = faulty_files.write(tmp_path / "long.mkv", frames, container="matroska", times_ms=times, options={"bf": "0"})
+    with pytest.raises(UnusableVideoError, match="its header tells of 278 hours"):
+        probe(long)
+
+
+def test_opening_ends_in_time(tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_video(tmp_path / "v.mp4", frames, fps=10).read_bytes()
+    monkeypatch.setattr(fsspec, "open", lambda *_: contextlib.closing(io.BytesIO(data)))
+    assert probe("far://v.mp4").num_frames == 20
+    for late in ("far://v.mp4", tmp_path / "v.mp4"):
+        with pytest.raises(UnusableVideoError, match="opening took longer than 1e-09 s"):
+            probe(late, timeout_s=1e-9)
+        limits = DecodeLimits(timeout_s=1e-9)
+        decoded = decode_span(late, start_frame=0, end_frame=None, fps=10.0, size=(64, 96), limits=limits)
+        assert "opening took longer than 1e-09 s" in decoded.error and decoded.failed
+
+
+def test_finding_a_length_that_no_header_tells_ends_in_time(
+    tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = faulty_files.write(tmp_path / "v.mkv", frames, container="matroska", container_options={"live": "1"})
+    assert probe(path).num_frames == 19  # up to the last frame's start
+    clock = iter(range(1000))
+    monkeypatch.setattr(source_frames.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(UnusableVideoError, match="finding its length took longer than 5 s"):
+        probe(path, timeout_s=5)
 
 
 def test_decoding_ends_in_time(tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
