@@ -32,7 +32,14 @@ _SET_FIELDS = (
     "dedup_clusters",
     "clips_per_shard",
 )
-_NEUTRAL_FIELDS = ("device", "caption_endpoint", "caption_batch", "caption_retries", "caption_timeout_s")
+_NEUTRAL_FIELDS = (
+    "device",
+    "caption_endpoint",
+    "caption_batch",
+    "caption_spans",
+    "caption_retries",
+    "caption_timeout_s",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,9 @@ class CurationConfig:
     """Longest caption in the model's tokens."""
     caption_batch: int = 8
     """Windows that are captioned at once."""
+    caption_spans: int = 4
+    """Spans of video whose windows are handed together to a captioner with a model in the process, which batches them;
+    memory holds the frames of that many."""
     caption_retries: int = 2
     """Further tries for a window that got no caption, before its clip is rejected."""
     caption_timeout_s: float = 120.0
@@ -268,6 +278,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "caption_frames": (1, 1000),
     "caption_max_tokens": (1, 10**5),
     "caption_batch": (1, 10**4),
+    "caption_spans": (1, 1000),
     "caption_retries": (0, 100),
     "caption_timeout_s": (0.1, 10**5),
     "dedup_hash_distance": (0, 31),

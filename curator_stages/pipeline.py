@@ -76,7 +76,7 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             TranscodeStage(config=self.config),
             MotionFilterStage(config=self.config),
             *_looking_stages(self.config),
-            CaptionStage(config=self.config),
+            CaptionStage(config=self.config, batch_size=self.config.caption_spans if loads_model(self.config) else 1),
             PerceptualHashStage(),
             *_preview_stages(self.config),
             EmbedStage(config=self.config),

@@ -15,7 +15,7 @@ from nemo_curator.tasks import EmptyTask, Task
 
 from curator_stages.config import CurationConfig
 from curator_stages.executor import InProcessExecutor, make_executor, ray_over_allocation
-from curator_stages.pipeline import in_process_workers
+from curator_stages.pipeline import CurateClips, in_process_workers
 from nemo_cosmos.errors import UserError
 from tests.unit.curator_stages.worker_stages import Number, Numbers, Tell, WaitForAll
 
@@ -207,3 +207,9 @@ def test_ray_is_started_over_a_slurm_allocation(monkeypatch: pytest.MonkeyPatch)
 def test_models_are_held_once(captioner: str, device: str, workers: int | None) -> None:
     config = CurationConfig(captioner=captioner, device=device)
     assert in_process_workers(config) == workers
+
+
+@pytest.mark.parametrize(("captioner", "spans"), [("none", 1), ("openai:m", 1), ("transformers:m", 4), ("vllm:m", 4)])
+def test_a_model_captions_several_spans_at_once(captioner: str, spans: int) -> None:
+    stages = CurateClips(input_dir="in", output_dir="out", config=CurationConfig(captioner=captioner)).decompose()
+    assert {stage.name: stage.batch_size for stage in stages}["caption"] == spans
