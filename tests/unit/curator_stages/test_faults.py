@@ -137,12 +137,12 @@ def test_unusual_pixels_become_rgb(tmp_path: Path, frames: np.ndarray, codec: st
         assert apart(decoded.frames[3], frames[3]) < 16
 
 
-def test_interlaced_video_is_deinterlaced(tmp_path: Path) -> None:
+def test_interlaced_video_is_deinterlaced(tmp_path: Path, config: CurationConfig) -> None:
     moving = moving_texture(24, seed=1, height=64, width=96, speed=6)
     woven = moving[::2].copy()
     woven[:, 1::2] = moving[1::2, 1::2]
     path = faulty_files.write(
-        tmp_path / "v.mpg",
+        tmp_path / "v.mp4",
         woven,
         codec="mpeg2video",
         container="mpegts",
@@ -158,6 +158,7 @@ def test_interlaced_video_is_deinterlaced(tmp_path: Path) -> None:
 
     assert decoded.deinterlaced and len(decoded.frames) == 12
     assert comb(woven[5]) > 1.2 and comb(decoded.frames[5]) < 0.8
+    assert {clip.record.tags for clip in split(tmp_path, config)} == {("source:interlaced",)}
 
 
 def test_odd_sizes_are_cropped_to_even_ones(tmp_path: Path, config: CurationConfig) -> None:
@@ -289,9 +290,8 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
     assert told["good.mp4"]["kept"] and told["uneven.mkv"]["rejected_by"] in (None, "semantic_dedup")
     assert "source:variable_frame_rate" in told["uneven.mkv"]["tags"]
     assert [r["num_frames"] for r in rows if r["source_video"] == "gap.mkv" and r["score_sharpness"]] == [11, 9]
-    reasons = {
-        name: row["rejected_reason"] for name, row in told.items() if row["rejected_by"] in ("read", "shot_split")
-    }
+    by = ("read", "shot_split", "quality")
+    reasons = {name: row["rejected_reason"] for name, row in told.items() if row["rejected_by"] in by}
     for name, part in {
         "one.mp4": "a single frame",
         "sound.mp4": "no video stream",
