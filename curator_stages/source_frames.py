@@ -79,7 +79,7 @@ def opened(path: str, *, timeout_s: float) -> Iterator[av.container.InputContain
 
             file = _TimedFile(stack.enter_context(fsspec.open(path, "rb")), timeout_s)
         try:
-            container = stack.enter_context(av.open(file, options=options, timeout=(timeout_s, None)))
+            container = stack.enter_context(av.open(file, "r", options=options, timeout=(timeout_s, None)))
         except av.ExitError as error:
             raise _late(timeout_s) from error
         if isinstance(file, _TimedFile):
