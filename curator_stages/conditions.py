@@ -2,28 +2,86 @@
 
 from __future__ import annotations
 
-from nemo_cosmos.contracts import ACTION_DIM, CaptionWindow, Conditions, RawVideo
+import sys
+import typing
+
+from nemo_cosmos.contracts import ACTION_DIM, CaptionWindow, Conditions, RawVideo, Split
 
 
 def problem_with(video: RawVideo) -> str | None:
-    """Says what is wrong with a sidecar's conditions, or None.
+    """Says what is wrong with a sidecar, whose values are of any type that JSON has, or None.
 
     Every list must fit `num_frames`: actions and controls have one entry less than there are frames.
     """
-    conditions, frames = video.conditions, video.num_frames
-    for name, values, length in (
-        ("actions", conditions.actions, frames - 1),
-        ("controls", conditions.controls, frames - 1),
-        ("camera_poses", conditions.camera_poses, frames),
+    plain = (
+        ("source", _is_text(video.source), "a word"),
+        ("rollout", _is_text(video.rollout), "a word"),
+        ("fps", _is_number(video.fps) and video.fps > 0, "a number above 0"),
+        ("num_frames", _is_count(video.num_frames) and video.num_frames > 0, "a whole number above 0"),
+        ("split", video.split in typing.get_args(Split), f"one of {typing.get_args(Split)}"),
+        ("seed", video.seed is None or isinstance(video.seed, int), "a whole number"),
+        ("licence", video.licence is None or isinstance(video.licence, str), "text"),
+        ("conditions", isinstance(video.conditions, Conditions), "a record"),
+        ("captions", isinstance(video.captions, tuple), "a list of records"),
+    )
+    for name, is_right, expected in plain:
+        if not is_right:
+            return f"{name}: got {getattr(video, name)!r:.60}, expected {expected}"
+    for caption in video.captions:
+        if not _is_caption(caption):
+            return f"captions: got {caption!r:.120}, expected text for frames from start_frame up to end_frame"
+    return _problem_with_conditions(video.conditions, video.num_frames)
+
+
+def _problem_with_conditions(conditions: Conditions, frames: int) -> str | None:
+    for name, shape in (
+        ("actions", (frames - 1, ACTION_DIM)),
+        ("controls", (frames - 1, None)),
+        ("camera_poses", (frames, 4, 4)),
+        ("intrinsics", (3, 3)),
     ):
-        if values is not None and len(values) != length:
-            return f"{name}: got {len(values)} entries, expected {length} for {frames} frames"
-    widths = sorted({len(action) for action in conditions.actions or []} - {ACTION_DIM})
-    if widths:
-        return f"actions: got width {widths[0]}, expected {ACTION_DIM}"
-    if any(len(pose) != 4 or {len(row) for row in pose} != {4} for pose in conditions.camera_poses or []):
-        return "camera_poses: expected 4x4 matrices"
+        values = getattr(conditions, name)
+        if values is not None and (problem := _problem_with_array(name, values, shape)):
+            return problem
+    if conditions.view is not None and not _is_text(conditions.view):
+        return f"view: got {conditions.view!r:.60}, expected a word"
     return None
+
+
+def _problem_with_array(name: str, values: object, shape: tuple[int | None, ...]) -> str | None:
+    """Says where nested lists are not finite numbers of a shape, in which None is any length, or None."""
+    if not shape:
+        return None if _is_number(values) else f"{name}: got {values!r:.60}, expected a number"
+    if not isinstance(values, list):
+        return f"{name}: got {values!r:.60}, expected a list"
+    if shape[0] is not None and len(values) != shape[0]:
+        return f"{name}: got {len(values)} entries, expected {shape[0]}"
+    problems = (_problem_with_array(f"{name}[{i}]", value, shape[1:]) for i, value in enumerate(values))
+    return next(filter(None, problems), None)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_number(value: object) -> bool:
+    """Tells a finite number; JSON as Python reads it has NaN, infinities and whole numbers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_caption(caption: CaptionWindow) -> bool:
+    start, end = caption.start_frame, caption.end_frame
+    return (
+        _is_count(start)
+        and _is_count(end)
+        and start < end
+        and isinstance(caption.text, str)
+        and _is_text(caption.captioner)
+    )
 
 
 def is_simulated(video: RawVideo) -> bool:

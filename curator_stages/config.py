@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from curator_stages.buckets import stored_size
-from curator_stages.source_frames import MAX_PIXELS
+from curator_stages.source_frames import MAX_FPS, MAX_PIXELS
 from curator_stages.video_types import VIDEO_TYPES
 from nemo_cosmos.errors import UserError, user_error
 
@@ -22,7 +22,7 @@ SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "fixed_stride")
 MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
 ENCODERS: tuple[str, ...] = ("libx264", "h264_nvenc", "auto")
 X264_PRESETS: tuple[str, ...] = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
-STAGES_VERSION = 3
+STAGES_VERSION = 4
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
 _SET_FIELDS = (
@@ -32,7 +32,14 @@ _SET_FIELDS = (
     "dedup_clusters",
     "clips_per_shard",
 )
-_NEUTRAL_FIELDS = ("device", "caption_endpoint", "caption_batch", "caption_retries", "caption_timeout_s")
+_NEUTRAL_FIELDS = (
+    "device",
+    "caption_endpoint",
+    "caption_batch",
+    "caption_spans",
+    "caption_retries",
+    "caption_timeout_s",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,9 @@ class CurationConfig:
     """Longest caption in the model's tokens."""
     caption_batch: int = 8
     """Windows that are captioned at once."""
+    caption_spans: int = 4
+    """Spans of video whose windows are handed together to a captioner with a model in the process, which batches them;
+    memory holds the frames of that many."""
     caption_retries: int = 2
     """Further tries for a window that got no caption, before its clip is rejected."""
     caption_timeout_s: float = 120.0
@@ -98,8 +108,11 @@ class CurationConfig:
     """Most frames between two key frames: short, so that loading a window deep in a clip decodes little."""
     max_source_pixels: int = MAX_PIXELS
     """Largest height x width of a source's frames; larger ones are rejected, since memory follows it."""
+    max_source_fps: float = MAX_FPS
+    """Most frames per second of a source; videos of more are rejected, since memory follows it: up to twice `span_s` of
+    frames at the stored size."""
     decode_timeout_s: float = 600.0
-    """Longest time that decoding one span may take."""
+    """Longest time that decoding one span may take, and that opening and probing a file may."""
     motion_method: MotionMethod = "optical_flow"
     """`optical_flow` on stored frames, or `motion_vectors` that come with the source's codec (H.264, MPEG-1, 2 and 4);
     clips without any are measured by optical flow, as their tag tells."""
@@ -247,6 +260,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "crf": (0, 51),
     "gop": (1, 600),
     "max_source_pixels": (256, 2**40),
+    "max_source_fps": (1, 10**5),
     "decode_timeout_s": (0.001, 10**6),
     "motion_pairs": (1, 10**4),
     "motion_patch": (8, 4096),
@@ -264,6 +278,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "caption_frames": (1, 1000),
     "caption_max_tokens": (1, 10**5),
     "caption_batch": (1, 10**4),
+    "caption_spans": (1, 1000),
     "caption_retries": (0, 100),
     "caption_timeout_s": (0.1, 10**5),
     "dedup_hash_distance": (0, 31),

@@ -12,6 +12,8 @@ import numpy as np
 from curator_stages.motion_fields import turned
 from curator_stages.scaling import Scaler, upright_size
 from curator_stages.source_frames import (
+    MAX_DURATION_S,
+    MAX_FPS,
     MAX_PIXELS,
     DecodeLimits,
     SourceFrame,
@@ -53,6 +55,8 @@ class DecodedSpan:
     source_width: int = 0
     error: str | None = None
     """Why decoding stopped before the span's end, or None."""
+    failed: bool = False
+    """Whether that was reading the file, which may go well another time, rather than what is in it."""
     deinterlaced: bool = False
     num_uneven: int = 0
     """Frames that were repeated or left out, since the source's rate varies."""
@@ -62,18 +66,22 @@ class DecodedSpan:
     """Fields as of `motion_fields.codec_field`."""
 
 
-def probe(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def probe(
+    path: str | Path, *, max_pixels: int = MAX_PIXELS, max_fps: float = MAX_FPS, timeout_s: float = 600.0
+) -> VideoInfo:
     """Reads frame rate and length without decoding.
 
     Args:
         path: A path, or an address that fsspec knows.
         max_pixels: Largest height x width that will do.
+        max_fps: Most frames per second that will do.
+        timeout_s: Longest time for opening the file, and for looking through one whose header tells no length.
 
     Raises:
-        UnusableVideoError: The file is empty, corrupt, too large or holds no pictures.
+        UnusableVideoError: The file is empty, corrupt, over a limit or holds no pictures.
     """
     try:
-        with opened(str(path)) as container:
+        with opened(str(path), timeout_s=timeout_s) as container:
             if not container.streams.video:
                 raise UnusableVideoError("no video stream, only sound or data")
             stream = container.streams.video[0]
@@ -82,7 +90,14 @@ def probe(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             if fps <= 0:
                 raise UnusableVideoError("the frame rate cannot be told")
-            return VideoInfo(fps=fps, num_frames=round(duration_s(container) * fps))
+            if fps > max_fps:
+                raise UnusableVideoError(f"{fps:g} frames per second are over {max_fps:g}")
+            length_s = duration_s(container, timeout_s=timeout_s)
+            if length_s > MAX_DURATION_S:
+                raise UnusableVideoError(f"its header tells of {length_s / 3600:,.0f} hours")
+            return VideoInfo(fps=fps, num_frames=round(length_s * fps))
+    except SourceLimitError as error:
+        raise UnusableVideoError(str(error)) from error
     except (av.FFmpegError, UnicodeDecodeError, OSError) as error:
         raise UnusableVideoError(f"cannot be opened as a video ({said_by(error)})") from error
 
@@ -119,21 +134,23 @@ def decode_span(
         The frames. A file that is damaged, or over its limits, gives those before that and `error`.
     """
     choice = size if callable(size) else lambda *_: size
+    limits = limits or DecodeLimits()
     taker = _Taker(start_frame, end_frame, choice, most_frames, sample_every)
     span = taker.span
     try:
-        with opened(str(path)) as container:
+        with opened(str(path), timeout_s=limits.timeout_s) as container:
             for frame in source_frames(
                 container,
                 start_frame=start_frame,
                 fps=fps,
-                limits=limits or DecodeLimits(),
+                limits=limits,
                 with_codec_motion=with_codec_motion,
             ):
                 if not taker.take(frame):
                     break
     except (av.FFmpegError, SourceLimitError, OSError) as problem:
         span.error = f"cannot be decoded after frame {start_frame + len(span.frames)} ({said_by(problem)})"
+        span.failed = isinstance(problem, OSError)
     return span
 
 
@@ -147,6 +164,7 @@ class _Taker:
         self._start, self._end, self._most, self._sample_every = start, end, most, sample_every
         self._choice, self._stored, self._whole = choice, Scaler(None), Scaler(None)
         self._before: SourceFrame | None = None
+        self._shown: SourceFrame | None = None
 
     def take(self, frame: SourceFrame) -> bool:
         """Takes a frame; says whether the span wants more."""
@@ -162,8 +180,7 @@ class _Taker:
             self._append(self._before)
             missing -= 1
         if missing > 0 and span.frames:
-            span.frames += [span.frames[-1]] * missing
-            span.num_uneven += missing
+            self._repeat(missing)
         if self._end is not None and frame.index >= self._end:
             return False
         if place < len(span.frames):
@@ -181,10 +198,26 @@ class _Taker:
             self._stored = Scaler(self._choice(span.source_height, span.source_width))
         span.deinterlaced |= frame.deinterlaced
         span.frames.append(np.ascontiguousarray(self._stored.picture(frame)))
-        if self._sample_every and (self._start + place) % self._sample_every == 0:
-            span.samples[place] = _within(self._whole.picture(frame), SAMPLE_SIDE)
+        if self._is_sampled(place):
+            span.samples[place] = self._sample_of(frame)
         if frame.codec_motion is not None:
             span.codec_motion[place] = turned(frame.codec_motion, frame.quarter_turns)
+        self._shown = frame
+
+    def _repeat(self, count: int) -> None:
+        """Shows the last frame `count` times more, in the samples too: a short clip may have no other one."""
+        span, place = self.span, len(self.span.frames)
+        span.frames += [span.frames[-1]] * count
+        span.num_uneven += count
+        if sampled := [repeated for repeated in range(place, place + count) if self._is_sampled(repeated)]:
+            assert self._shown is not None
+            span.samples |= dict.fromkeys(sampled, self._sample_of(self._shown))
+
+    def _is_sampled(self, place: int) -> bool:
+        return self._sample_every is not None and (self._start + place) % self._sample_every == 0
+
+    def _sample_of(self, frame: SourceFrame) -> np.ndarray:
+        return _within(self._whole.picture(frame), SAMPLE_SIDE)
 
 
 def _within(picture: np.ndarray, side: int) -> np.ndarray:

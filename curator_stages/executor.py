@@ -42,6 +42,7 @@ class InProcessExecutor(BaseExecutor):
         *,
         progress: bool = False,
         workers: int | None = 1,
+        apart: bool = False,
         on_lost: OnLost | None = None,
     ) -> None:
         """Makes the executor.
@@ -50,10 +51,11 @@ class InProcessExecutor(BaseExecutor):
             config: As in every NeMo-Curator executor; unused here.
             progress: Show a bar that counts what the first stage gave.
             workers: Processes; 1 is this one. None is one per core, as far as each has four tasks or more.
+            apart: Leave this process alone: a single worker is one of its own too.
             on_lost: Told of tasks whose worker died twice; without it they end the run.
         """
         super().__init__(config)
-        self._progress, self._workers, self._on_lost = progress, workers, on_lost
+        self._progress, self._workers, self._apart, self._on_lost = progress, workers, apart, on_lost
 
     def execute(self, stages: list[ProcessingStage], initial_tasks: list[Task] | None = None) -> list[Task]:
         """Runs the stages and returns the last one's tasks."""
@@ -61,7 +63,8 @@ class InProcessExecutor(BaseExecutor):
         with contextlib.ExitStack() as stack:
             tasks = list(_flow(_started(stages[:1], stack)[0], tasks))
             workers = self._num_workers(len(tasks))
-            apart = list(itertools.takewhile(lambda stage: stage.batch_size == 1, stages[1:])) if workers > 1 else []
+            has_pool = workers > 1 or self._apart
+            apart = list(itertools.takewhile(lambda stage: stage.batch_size == 1, stages[1:])) if has_pool else []
             with tqdm(total=len(tasks), desc=stages[0].name, unit="task", disable=not self._progress) as bar:
                 if apart:
                     tasks = stack.enter_context(WorkerPool(apart, workers, self._on_lost)).run(tasks, bar.update)
@@ -102,7 +105,12 @@ def _counted(tasks: Iterable[Task], bar: tqdm) -> Iterator[Task]:
 
 
 def make_executor(
-    name: str, *, progress: bool = False, workers: int | None = 1, on_lost: OnLost | None = None
+    name: str,
+    *,
+    progress: bool = False,
+    workers: int | None = 1,
+    apart: bool = False,
+    on_lost: OnLost | None = None,
 ) -> BaseExecutor:
     """Builds an executor.
 
@@ -110,13 +118,14 @@ def make_executor(
         name: `in_process`, `ray_data` or `xenna`.
         progress: Show a progress bar; the Ray executors show their own.
         workers: Processes of `in_process`, as `InProcessExecutor` takes them.
+        apart: Whether a single worker of `in_process` is a process of its own.
         on_lost: Told of tasks whose worker died twice, by `in_process`.
 
     Raises:
         UserError: The name is unknown.
     """
     if name == "in_process":
-        return InProcessExecutor(progress=progress, workers=workers, on_lost=on_lost)
+        return InProcessExecutor(progress=progress, workers=workers, apart=apart, on_lost=on_lost)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if name == "ray_data":
         from nemo_curator.backends.ray_data import RayDataExecutor

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nemo_curator.backends.base import BaseExecutor
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
@@ -75,7 +76,7 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             TranscodeStage(config=self.config),
             MotionFilterStage(config=self.config),
             *_looking_stages(self.config),
-            CaptionStage(config=self.config),
+            CaptionStage(config=self.config, batch_size=self.config.caption_spans if loads_model(self.config) else 1),
             PerceptualHashStage(),
             *_preview_stages(self.config),
             EmbedStage(config=self.config),
@@ -160,7 +161,8 @@ def curate(
     """Turns a folder of videos into webdataset shards, a manifest and a report.
 
     May be killed at any moment and called again: spans of videos that are done are not done again, and the result is
-    the same as without interruption. When nothing has changed, nothing is done.
+    the same as without interruption. Spans with clips that failed (not such that a rule rejected) are tried anew. When
+    nothing has changed and nothing failed, nothing is done.
 
     Args:
         input_dir: Folder with videos, searched recursively, or a glob, manifest or tars, as `sources.find_videos` takes
@@ -192,16 +194,20 @@ def curate(
     work = WorkFolder(output / ".work")
     run_key = _run_key(spans, config)
     with ray_over_allocation(executor), work.locked(), _quiet_curator():
-        if work.is_finished(run_key) and (previous := _standing_result(output)):
+        settled = all(work.is_settled(span.key) for span in spans)
+        if settled and work.is_finished(run_key) and (previous := _standing_result(output)):
             _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
             return replace(previous, unchanged=True)
         work.mark_unfinished()
         work.prune({span.key for span in spans})
-        if not all(work.has(span.key) for span in spans):
+        if not settled:
             _run_clips(absolute(input_dir), str(output), config, executor, progress)
             _check_done(spans, work)
         _run_set(spans, work, str(output), config, reading_s)
         work.mark_finished(run_key)
+        failed = sum(not work.is_settled(span.key) for span in spans)
+    if failed:
+        _say(f"{failed} of {len(spans)} pieces of video failed in part; run again to try these anew", progress)
     summary = CurationSummary.from_dict(read_json(output / "report.json"))
     _say(f"{output}: {summary.num_kept} clips kept of {summary.num_clips}; see {summary.report_html}", progress)
     return summary
@@ -209,12 +215,7 @@ def curate(
 
 def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor: str, progress: bool) -> None:
     try:
-        engine = make_executor(
-            executor,
-            progress=progress,
-            workers=in_process_workers(config),
-            on_lost=functools.partial(record_lost, output_dir),
-        )
+        engine = clips_executor(executor, output_dir, config, progress=progress)
         clips_pipeline(input_dir, output_dir, config).run(engine)
     except Exception as error:
         # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
@@ -223,8 +224,27 @@ def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor
         raise
 
 
+def clips_executor(executor: str, output_dir: str, config: CurationConfig, *, progress: bool) -> BaseExecutor:
+    """Builds the executor of `clips_pipeline`.
+
+    Args:
+        executor: `in_process`, `ray_data` or `xenna`.
+        output_dir: The curated folder, to which spans that kill their worker are written as rejected rows.
+        config: Settings.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: The executor is unknown.
+    """
+    workers = in_process_workers(config)
+    # A span that killed its worker in the run before shall not kill this process.
+    apart = workers is None and WorkFolder(Path(output_dir) / ".work").any_failed()
+    on_lost = functools.partial(record_lost, output_dir)
+    return make_executor(executor, progress=progress, workers=workers, apart=apart, on_lost=on_lost)
+
+
 def record_lost(output_dir: str, task: Task, why: str) -> None:
-    """Makes the span that killed its worker twice a rejected row, so that the rest goes on without it.
+    """Makes the span that killed its worker twice a rejected row until the next run; the rest goes on without it.
 
     Args:
         output_dir: The curated folder.
@@ -232,7 +252,8 @@ def record_lost(output_dir: str, task: Task, why: str) -> None:
         why: How the worker ended; becomes the reason.
     """
     assert isinstance(task, SpanTask)
-    WorkFolder(Path(output_dir) / ".work").write(task.data.key, [empty_clip(task.data, "executor", why)], {})
+    lost = empty_clip(task.data, "executor", why, failed=True)
+    WorkFolder(Path(output_dir) / ".work").write(task.data.key, [lost], {})
 
 
 def _check_done(spans: list[VideoSpan], work: WorkFolder) -> None:
@@ -254,7 +275,7 @@ def _run_set(
         stored, taken = work.read(span.key)
         clips += stored
         seconds.update(taken)
-    _check_captioned(clips, work, config)
+    _check_captioned(clips, config)
     stages = [
         ExactDedupStage(),
         PerceptualDedupStage(config=config),
@@ -267,10 +288,8 @@ def _run_set(
     pipeline.run(InProcessExecutor(), initial_tasks=[ClipSetTask(dataset_name="clips", data=clips)])
 
 
-def _check_captioned(clips: list[StoredClip], work: WorkFolder, config: CurationConfig) -> None:
+def _check_captioned(clips: list[StoredClip], config: CurationConfig) -> None:
     """Refuses a set whose captioner was asked often and never answered, whichever workers asked it.
-
-    What it spoiled is forgotten, so that the next run asks again.
 
     Raises:
         UserError: There is no caption by this captioner, and many clips were rejected for that.
@@ -278,7 +297,6 @@ def _check_captioned(clips: list[StoredClip], work: WorkFolder, config: Curation
     unanswered = [clip for clip in clips if clip.record.rejected_by == CaptionStage.name]
     answered = any(window.captioner == config.captioner for clip in clips for window in clip.record.captions)
     if not answered and len(unanswered) >= MOST_IN_VAIN:
-        work.forget({Path(clip.folder).name for clip in unanswered})
         raise UserError(
             f"captioner: {config.captioner!r} answered for none of {len(unanswered)} clips "
             f"({unanswered[0].record.rejected_reason}). Mend it, or choose `none` to leave clips without captions."

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import IO
 
 import av
 import numpy as np
@@ -25,6 +26,12 @@ _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,
 """Containers of pictures. Others are refused: a playlist that calls itself .mp4 would open whatever it names."""
 
 
+MAX_FPS = 240.0
+"""Frames per second of the slow motion of telephones: the highest rate that is decoded unless told otherwise."""
+MAX_DURATION_S = 7 * 24 * 3600.0
+"""A header that tells of more than a week is taken to be wrong; spans are planned by it."""
+
+
 class SourceLimitError(Exception):
     """A file that goes beyond what it is trusted with."""
 
@@ -36,7 +43,7 @@ class DecodeLimits:
     max_pixels: int = MAX_PIXELS
     """Largest height x width; a frame takes 1.5 to 4 bytes per pixel, several times over for what decoders refer to."""
     timeout_s: float = 600.0
-    """Longest time for one span."""
+    """Longest time for decoding one span, and for opening the file before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +61,53 @@ class SourceFrame:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[av.container.InputContainer]:
-    """Opens a path or an fsspec address; whatever FFmpeg would open besides is refused."""
-    options = {"format_whitelist": _FORMATS}
-    if not is_address(path):
-        with av.open(path, options=options) as container:
-            yield container
-        return
-    import fsspec
+def opened(path: str, *, timeout_s: float) -> Iterator[av.container.InputContainer]:
+    """Opens a path or an fsspec address; whatever FFmpeg would open besides is refused.
 
-    with fsspec.open(path, "rb") as file, av.open(file, options=options) as container:
+    Args:
+        path: The path or address.
+        timeout_s: Longest time for opening; a read that never returns is not cut short.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+    options = {"format_whitelist": _FORMATS}
+    with contextlib.ExitStack() as stack:
+        file: str | _TimedFile = path
+        if is_address(path):
+            import fsspec
+
+            file = _TimedFile(stack.enter_context(fsspec.open(path, "rb")), timeout_s)
+        try:
+            container = stack.enter_context(av.open(file, "r", options=options, timeout=(timeout_s, None)))
+        except av.ExitError as error:
+            raise _late(timeout_s) from error
+        if isinstance(file, _TimedFile):
+            file.deadline = None
         yield container
+
+
+class _TimedFile:
+    """A file that is not read after a deadline: FFmpeg's own clock does not run while Python reads."""
+
+    def __init__(self, file: IO[bytes], timeout_s: float) -> None:
+        self._file, self._timeout_s = file, timeout_s
+        self.deadline: float | None = time.monotonic() + timeout_s
+
+    def read(self, size: int) -> bytes:
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise _late(self._timeout_s)
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _late(timeout_s: float) -> TimeoutError:
+    return TimeoutError(f"opening took longer than {timeout_s:g} s")
 
 
 def source_frames(
@@ -126,14 +169,23 @@ def source_frames(
         yield from deinterlacer.flush()
 
 
-def duration_s(container: av.container.InputContainer) -> float:
-    """Returns how long the video stream lasts; packets are looked through only where no header tells."""
+def duration_s(container: av.container.InputContainer, *, timeout_s: float) -> float:
+    """Returns how long the video stream lasts; packets are looked through only where no header tells.
+
+    Raises:
+        SourceLimitError: That takes too long.
+    """
     stream = container.streams.video[0]
     if stream.duration:
         return float(stream.duration * _time_base(stream))
     if container.duration:
         return container.duration / av.time_base
-    last = max((packet.pts for packet in container.demux(stream) if packet.pts is not None), default=None)
+    deadline, last = time.monotonic() + timeout_s, None
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            last = packet.pts if last is None else max(last, packet.pts)
+        if time.monotonic() > deadline:
+            raise SourceLimitError(f"finding its length took longer than {timeout_s:g} s")
     if last is None:
         return 0.0
     return float((last - (stream.start_time or 0)) * _time_base(stream))

@@ -19,6 +19,8 @@ MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 DESCRIBING_COLUMNS = ("source", "rollout", "split", "caption", "licence")
 """Columns of a manifest, and fields of a tar's JSON, that describe a video."""
 
+_MAX_TEXT_BYTES = 64 << 20
+"""Of a text or JSON beside a video in a tar: an hour of camera poses takes less."""
 _PATH_COLUMN = "path"
 _EXPECTED = "a folder, a glob, a .tar, or a manifest (.parquet, .csv, .jsonl), on disk or as an fsspec address"
 
@@ -245,10 +247,13 @@ def _in_tar(files: fsspec.AbstractFileSystem, tar: str, root: str) -> Iterator[S
     try:
         with files.open(tar, "rb") as file, tarfile.open(fileobj=file) as archive:
             members = {member.name: member for member in archive if member.isfile()}
+            keys = {posixpath.splitext(name)[0] for name in members if _is_wanted(name)}
+            beside = {f"{key}{suffix}": key for key in keys for suffix in (".json", ".txt")}
+            too_large = {beside[name]: name for name in beside.keys() & members if members[name].size > _MAX_TEXT_BYTES}
             texts = {
                 name: archive.extractfile(member).read().decode()  # type: ignore[union-attr]
                 for name, member in members.items()
-                if name.endswith((".json", ".txt"))
+                if name in beside and name not in too_large.values()
             }
     except (tarfile.TarError, UnicodeDecodeError) as error:
         yield _unreadable(_address(files, tar), f"{shard}.tar", f"cannot be read as a tar ({error})")
@@ -256,6 +261,10 @@ def _in_tar(files: fsspec.AbstractFileSystem, tar: str, root: str) -> Iterator[S
     container = _address(files, tar) if is_address(_address(files, tar)) else f"file://{tar}"
     for name in filter(_is_wanted, members):
         key = posixpath.splitext(name)[0]
+        if key in too_large:
+            reason = f"its {too_large[key]} has {members[too_large[key]].size:,} bytes, over {_MAX_TEXT_BYTES:,}"
+            yield _unreadable(f"tar://{name}::{container}", f"{shard}/{name}", reason)
+            continue
         told = texts.get(f"{key}.json")
         whole = told is not None and _is_whole_sidecar(told)
         yield SourceVideo(

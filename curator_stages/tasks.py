@@ -57,6 +57,8 @@ class Clip:
     """States of the captions' tokens, a file as of `nemo_cosmos.text.pack_text_states`."""
     preview: bytes | None = None
     """Animated webp."""
+    failed: bool = False
+    """Rejected by a fault that may pass, not by a rule: the next run tries the whole span anew."""
 
     @property
     def kept(self) -> bool:
@@ -90,6 +92,11 @@ class Clip:
         self.record = replace(self.record, rejected_by=stage, rejected_reason=reason)
         self.embedding = None
         self.drop_pictures()
+
+    def fail(self, stage: str, reason: str) -> None:
+        """Rejects the clip for a fault that may pass."""
+        self.reject(stage, reason)
+        self.failed = True
 
     def drop_pictures(self) -> None:
         """Frees the memory of all that was decoded."""
@@ -167,7 +174,9 @@ def clip_id_of(source_video: str, start_frame: int, end_frame: int) -> str:
     return hashlib.sha256(f"{source_video}\0{start_frame}\0{end_frame}".encode()).hexdigest()[:16]
 
 
-def empty_clip(span: VideoSpan, stage: str, reason: str, *, start_frame: int | None = None) -> Clip:
+def empty_clip(
+    span: VideoSpan, stage: str, reason: str, *, start_frame: int | None = None, failed: bool = False
+) -> Clip:
     """Makes the rejected row of a span, or of the rest of a span, that gave no frames."""
     start = span.start_frame if start_frame is None else start_frame
     record = ClipRecord(
@@ -184,4 +193,4 @@ def empty_clip(span: VideoSpan, stage: str, reason: str, *, start_frame: int | N
         rejected_by=stage,
         rejected_reason=reason,
     )
-    return Clip(record=record)
+    return Clip(record=record, failed=failed)

@@ -15,6 +15,9 @@ from nemo_cosmos.contracts import ClipRecord
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import read_json, write_json, written_aside
 
+_FAILED = "failed"
+"""Empty file beside a result."""
+
 
 class WorkFolder:
     """`<output>/.work`: results by key, and the mark of a finished run."""
@@ -28,6 +31,14 @@ class WorkFolder:
     def has(self, key: str) -> bool:
         """Says whether the result of a span is there."""
         return (self._spans / key / "result.json").is_file()
+
+    def is_settled(self, key: str) -> bool:
+        """Says whether the result of a span is there and holds no clip that failed, which the next run tries anew."""
+        return self.has(key) and not (self._spans / key / _FAILED).is_file()
+
+    def any_failed(self) -> bool:
+        """Says whether any span is to be tried anew."""
+        return any(self._spans.glob(f"*/{_FAILED}"))
 
     def write(self, key: str, clips: list[Clip], seconds: dict[str, float]) -> None:
         """Stores the clips of a span: all of them or, when killed on the way, none.
@@ -50,6 +61,8 @@ class WorkFolder:
                 for suffix, array in ((".npy", clip.embedding), (".hash.npy", clip.perceptual_hash)):
                     if array is not None:
                         np.save(folder / f"{clip.record.clip_id}{suffix}", array)
+            if any(clip.failed for clip in clips):
+                (folder / _FAILED).touch()
             write_json(folder / "result.json", {"clips": [c.record.to_dict() for c in clips], "seconds": seconds})
 
     def read(self, key: str) -> tuple[list[StoredClip], dict[str, float]]:
@@ -67,11 +80,6 @@ class WorkFolder:
         for name in (".report.*.part.*", ".statistics.*.part.*"):
             for file in self.path.parent.glob(name):
                 file.unlink()
-
-    def forget(self, keys: set[str]) -> None:
-        """Removes the results of spans, which are then done anew."""
-        for key in keys:
-            _remove(self._spans / key)
 
     def mark_finished(self, run_key: str) -> None:
         """Notes that the outputs of this run all stand."""

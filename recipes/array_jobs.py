@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,23 +44,20 @@ def curate_part(
         executor: As for `curate`.
 
     Returns:
-        Number of pieces of video that this call finished; those done earlier, and those that killed their worker twice
-        and so are rejected, are not counted.
+        Number of pieces of video that this call did; those finished earlier, and those that killed their worker twice
+        and so are rejected until the next call, are not counted.
 
     Raises:
         UserError: There is no video, or the array is not numbered from 0 on.
     """
-    from curator_stages.executor import make_executor
-    from curator_stages.pipeline import clips_pipeline, in_process_workers, record_lost, with_whole_paths
+    from curator_stages.pipeline import clips_executor, clips_pipeline, with_whole_paths
     from curator_stages.sources import absolute
 
     array_place()
     config = with_whole_paths(config)
     output = str(Path(output_dir).resolve())
     pipeline = clips_pipeline(absolute(input_dir), output, config)
-    on_lost = functools.partial(record_lost, output)
-    engine = make_executor(executor, progress=True, workers=in_process_workers(config), on_lost=on_lost)
-    return len(pipeline.run(engine) or ())
+    return len(pipeline.run(clips_executor(executor, output, config, progress=True)) or ())
 
 
 def tokenize_part(

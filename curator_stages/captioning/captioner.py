@@ -27,7 +27,7 @@ class CaptionRequest:
     """A question about one window of one clip."""
 
     key: str
-    """Names clip, window and round; the answer comes back under it."""
+    """Names clip and window, the same in every round of questions; the answer comes back under it."""
     frames: np.ndarray
     """uint8 RGB [N, H, W, 3], evenly spaced over the window."""
     prompt: str

@@ -12,6 +12,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.clip_model import ClipModel
 from curator_stages.config import CurationConfig
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipsTask
 from nemo_cosmos.errors import UserError
 
@@ -55,11 +56,12 @@ class AestheticStage(ProcessingStage[ClipsTask, ClipsTask]):
 
         limit = self.config.aesthetic_min
         for clip in task.kept():
-            with torch.inference_mode():
-                score = float(self._head(self._clip.embed_pictures(clip.some_samples(_MOST_SAMPLES))).mean())
-            clip.record = replace(clip.record, scores=clip.record.scores | {"aesthetic": score})
-            if limit is not None and score < limit:
-                clip.reject(self.name, f"aesthetic {score:.2f} is below {limit:g}")
+            with failing_alone(clip, self.name):
+                with torch.inference_mode():
+                    score = float(self._head(self._clip.embed_pictures(clip.some_samples(_MOST_SAMPLES))).mean())
+                clip.record = replace(clip.record, scores=clip.record.scores | {"aesthetic": score})
+                if limit is not None and score < limit:
+                    clip.reject(self.name, f"aesthetic {score:.2f} is below {limit:g}")
         return task
 
 

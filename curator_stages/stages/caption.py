@@ -14,6 +14,7 @@ from curator_stages.captioning.captioner import Answer, Captioner, CaptionError,
 from curator_stages.captioning.prompts import prompt_of, refining
 from curator_stages.conditions import slice_captions
 from curator_stages.config import CurationConfig
+from curator_stages.faults import reason_of
 from curator_stages.tasks import Clip, ClipsTask
 from nemo_cosmos.contracts import CaptionWindow
 from nemo_cosmos.errors import UserError
@@ -26,8 +27,8 @@ MOST_IN_VAIN = 8
 class CaptionStage(ProcessingStage[ClipsTask, ClipsTask]):
     """Gives clips their caption windows; an answer finds its window by a key, never by position.
 
-    A window without an answer is asked about again, `caption_retries` times; then its clip is rejected with the reason.
-    When a worker's first windows all go without, the run fails.
+    A window without an answer is asked about again, `caption_retries` times; then its clip is rejected with the reason,
+    and the next run asks again. When a worker's first windows all go without, the run fails.
     """
 
     config: CurationConfig
@@ -87,7 +88,7 @@ class CaptionStage(ProcessingStage[ClipsTask, ClipsTask]):
         for key, (clip, start, end) in zip(keys, windows, strict=True):
             answer = answers[key]
             if isinstance(answer, CaptionError):
-                clip.reject(self.name, f"no caption for frames {start} to {end} ({answer})")
+                clip.fail(self.name, f"no caption for frames {start} to {end} ({answer})")
             elif clip.kept:
                 window = CaptionWindow(start_frame=start, end_frame=end, text=answer, captioner=config.captioner)
                 clip.record = replace(clip.record, captions=(*clip.record.captions, window))
@@ -117,12 +118,19 @@ class CaptionStage(ProcessingStage[ClipsTask, ClipsTask]):
             requests = [
                 CaptionRequest(key=key, frames=questions[key][0], prompt=questions[key][1]) for key in open_keys
             ]
-            given = captioner.caption(requests)
+            given = self._given(captioner, requests)
             if unasked := sorted(set(given) - set(open_keys)):
                 raise ValueError(f"captioner {self.config.captioner}: answered {unasked[:3]}, which it was not asked")
             for key in open_keys:
                 answers[key] = _checked(given.get(key))
         return answers
+
+    def _given(self, captioner: Captioner, requests: list[CaptionRequest]) -> dict[str, Answer]:
+        try:
+            return captioner.caption(requests)
+        except Exception as error:  # noqa: BLE001 - a network or server may raise anything
+            reason = reason_of(error, self.name, f"{len(requests)} windows")
+            return {request.key: CaptionError(reason) for request in requests}
 
 
 def caption_windows(num_frames: int, config: CurationConfig) -> list[tuple[int, int]]:

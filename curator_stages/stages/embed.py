@@ -10,6 +10,7 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipsTask
 from curator_stages.threads import one_thread
 from nemo_cosmos.image_features import load_efficientnet, network_input
@@ -39,7 +40,8 @@ class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Embeds the kept clips of one span."""
         for clip in task.kept():
-            clip.embedding = self._embed(clip.pixels)
+            with failing_alone(clip, self.name):
+                clip.embedding = self._embed(clip.pixels)
         for clip in task.data:
             clip.drop_pictures()
         return task

@@ -10,6 +10,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.camera_motion import CameraMotion, describe_camera, fit_camera
 from curator_stages.config import CurationConfig
+from curator_stages.faults import failing_alone
 from curator_stages.motion_fields import flow_fields, texture
 from curator_stages.tasks import Clip, ClipsTask
 
@@ -43,24 +44,27 @@ class MotionFilterStage(ProcessingStage[ClipsTask, ClipsTask]):
         """Scores the kept clips of one span."""
         config = self.config
         for clip in task.kept():
-            by_codec = config.motion_method == "motion_vectors" and bool(clip.codec_motion)
-            moving = _moving_by_codec if by_codec else _moving_by_flow
-            mean, least, camera = moving(clip, pairs=config.motion_pairs, patch=config.motion_patch)
-            scores = {
-                "motion_global_mean": mean,
-                f"motion_per_patch_min_{config.motion_patch}": least,
-                "camera_pan": camera.pan,
-                "camera_tilt": camera.tilt,
-                "camera_zoom": camera.zoom,
-                "camera_jitter": camera.jitter,
-            }
-            method = "motion:motion_vectors" if by_codec else "motion:optical_flow"
-            record = clip.record
-            clip.record = replace(
-                record, scores=record.scores | scores, tags=tuple(dict.fromkeys((*record.tags, *camera.tags, method)))
-            )
-            if reason := self._fault_of(clip.record.scores):
-                clip.reject(self.name, reason)
+            with failing_alone(clip, self.name):
+                by_codec = config.motion_method == "motion_vectors" and bool(clip.codec_motion)
+                moving = _moving_by_codec if by_codec else _moving_by_flow
+                mean, least, camera = moving(clip, pairs=config.motion_pairs, patch=config.motion_patch)
+                scores = {
+                    "motion_global_mean": mean,
+                    f"motion_per_patch_min_{config.motion_patch}": least,
+                    "camera_pan": camera.pan,
+                    "camera_tilt": camera.tilt,
+                    "camera_zoom": camera.zoom,
+                    "camera_jitter": camera.jitter,
+                }
+                method = "motion:motion_vectors" if by_codec else "motion:optical_flow"
+                record = clip.record
+                clip.record = replace(
+                    record,
+                    scores=record.scores | scores,
+                    tags=tuple(dict.fromkeys((*record.tags, *camera.tags, method))),
+                )
+                if reason := self._fault_of(clip.record.scores):
+                    clip.reject(self.name, reason)
         return task
 
     def _fault_of(self, scores: dict[str, float]) -> str | None:

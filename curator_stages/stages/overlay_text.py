@@ -10,6 +10,7 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipsTask
 from curator_stages.text_detector import TextDetector
 
@@ -47,12 +48,13 @@ class OverlayTextStage(ProcessingStage[ClipsTask, ClipsTask]):
         """Measures the kept clips of one span."""
         limit = self.config.overlay_text_max_area
         for clip in task.kept():
-            pictures = clip.some_samples(_MOST_SAMPLES)
-            area, staying = text_areas(self._detector.masks(_of_one_size(pictures)))
-            scores = {"text_area": area, "overlay_text_area": staying}
-            clip.record = replace(clip.record, scores=clip.record.scores | scores)
-            if limit is not None and staying > limit:
-                clip.reject(self.name, f"overlay text: overlay_text_area {staying:.3f} is above {limit:g}")
+            with failing_alone(clip, self.name):
+                pictures = clip.some_samples(_MOST_SAMPLES)
+                area, staying = text_areas(self._detector.masks(_of_one_size(pictures)))
+                scores = {"text_area": area, "overlay_text_area": staying}
+                clip.record = replace(clip.record, scores=clip.record.scores | scores)
+                if limit is not None and staying > limit:
+                    clip.reject(self.name, f"overlay text: overlay_text_area {staying:.3f} is above {limit:g}")
         return task
 
 

@@ -11,6 +11,7 @@ from nemo_curator.stages.resources import Resources
 from curator_stages.config import CurationConfig
 from curator_stages.dedup.clips import Duplicate, is_copy, is_simulated, mark_duplicates, ranks_of
 from curator_stages.dedup.perceptual import BITS, close_pairs, perceptual_hash
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipSetTask, ClipsTask
 from nemo_cosmos.contracts import ClipRecord
 
@@ -34,7 +35,8 @@ class PerceptualHashStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Hashes the kept clips of one span."""
         for clip in task.kept():
-            clip.perceptual_hash = perceptual_hash(clip.pixels)
+            with failing_alone(clip, self.name):
+                clip.perceptual_hash = perceptual_hash(clip.pixels)
         return task
 
 

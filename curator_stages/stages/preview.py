@@ -11,6 +11,7 @@ import numpy as np
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipsTask
 from nemo_cosmos.video_io import resize_frames
 
@@ -45,7 +46,8 @@ class PreviewStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Makes previews of the kept clips of one span."""
         for clip in task.kept():
-            clip.preview = self._animation(clip.pixels, clip.record.fps)
+            with failing_alone(clip, self.name):
+                clip.preview = self._animation(clip.pixels, clip.record.fps)
         return task
 
     def _animation(self, frames: np.ndarray, fps: float) -> bytes:

@@ -11,6 +11,7 @@ from nemo_curator.stages.resources import Resources
 from curator_stages import quality
 from curator_stages.config import CurationConfig
 from curator_stages.decode import SAMPLE_SIDE
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import Clip, ClipsTask
 
 _MOST_SAMPLES = 4
@@ -41,16 +42,17 @@ class QualityStage(ProcessingStage[ClipsTask, ClipsTask]):
         """Scores the kept clips of one span."""
         config = self.config
         for clip in task.kept():
-            scores = _scores_of(clip)
-            clip.record = replace(clip.record, scores=clip.record.scores | scores)
-            if config.min_sharpness is not None and scores["sharpness"] < config.min_sharpness:
-                clip.reject(
-                    self.name, f"blurred: sharpness {scores['sharpness']:.1f} is below {config.min_sharpness:g}"
-                )
-            elif config.max_clipped is not None and scores["clipped"] > config.max_clipped:
-                clip.reject(
-                    self.name, f"badly exposed: clipped {scores['clipped']:.2f} is above {config.max_clipped:g}"
-                )
+            with failing_alone(clip, self.name):
+                scores = _scores_of(clip)
+                clip.record = replace(clip.record, scores=clip.record.scores | scores)
+                if config.min_sharpness is not None and scores["sharpness"] < config.min_sharpness:
+                    clip.reject(
+                        self.name, f"blurred: sharpness {scores['sharpness']:.1f} is below {config.min_sharpness:g}"
+                    )
+                elif config.max_clipped is not None and scores["clipped"] > config.max_clipped:
+                    clip.reject(
+                        self.name, f"badly exposed: clipped {scores['clipped']:.2f} is above {config.max_clipped:g}"
+                    )
         return task
 
 

@@ -14,6 +14,7 @@ from nemo_curator.tasks import EmptyTask
 from curator_stages.conditions import is_simulated, problem_with
 from curator_stages.config import CurationConfig
 from curator_stages.decode import UnusableVideoError, VideoInfo, probe
+from curator_stages.faults import reason_of
 from curator_stages.sources import SourceVideo, find_videos
 from curator_stages.tasks import SpanTask, VideoSpan
 from curator_stages.work import WorkFolder
@@ -23,7 +24,7 @@ from nemo_cosmos.errors import UserError
 
 @dataclass
 class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
-    """Emits every span of the input whose result is not in the work folder yet."""
+    """Emits every span of the input whose result is not in the work folder yet, or holds clips that failed."""
 
     input_dir: str
     """A folder, glob, manifest or tar, as `find_videos` takes it."""
@@ -43,7 +44,7 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
         spans = plan_spans(self.input_dir, self.output_dir, self.config)
         if self.output_dir is not None:
             work = WorkFolder(Path(self.output_dir) / ".work")
-            spans = [span for span in spans if not work.has(span.key)]
+            spans = [span for span in spans if not work.is_settled(span.key)]
         return [SpanTask(dataset_name=span.video.source, data=span) for span in spans]
 
 
@@ -70,16 +71,23 @@ def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> l
     video, info, error = _stand_in(found, config.heldout_percent), None, found.error
     if error is None:
         try:
-            info = probe(found.path, max_pixels=config.max_source_pixels)
+            info = probe(
+                found.path,
+                max_pixels=config.max_source_pixels,
+                max_fps=config.max_source_fps,
+                timeout_s=config.decode_timeout_s,
+            )
             video = _described(found, info, config.heldout_percent)
         except UnusableVideoError as problem:
             error = str(problem)
+        except Exception as problem:  # noqa: BLE001 - a file system may raise anything
+            error = reason_of(problem, "read", found.name)
     borders = [(0, None, None)] if error or info is None else _borders(info, config)
     return [
         VideoSpan(
             path=found.path,
             source_video=found.name,
-            key=_key(found, fingerprint, start, end, max_clips),
+            key=_key(found, fingerprint, error, start, end, max_clips),
             video=video,
             simulated=error is None and is_simulated(video),
             start_frame=start,
@@ -121,14 +129,14 @@ def _described(found: SourceVideo, info: VideoInfo, heldout_percent: float) -> R
         return _stand_in(found, heldout_percent, info)
     try:
         video = RawVideo.from_dict(json.loads(found.sidecar))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UnusableVideoError(f"its sidecar {found.sidecar_name} is not a RawVideo record ({error})") from error
+    if problem := problem_with(video):
+        raise UnusableVideoError(f"its sidecar {found.sidecar_name} is wrong: {problem}")
     if abs(video.fps - info.fps) > 0.01 * info.fps:
         raise UnusableVideoError(
             f"its sidecar {found.sidecar_name} says {video.fps:g} frames per second, the file {info.fps:g}"
         )
-    if problem := problem_with(video):
-        raise UnusableVideoError(f"its sidecar {found.sidecar_name} is wrong: {problem}")
     return video
 
 
@@ -153,10 +161,10 @@ def _stand_in(found: SourceVideo, heldout_percent: float, info: VideoInfo | None
     )
 
 
-def _key(found: SourceVideo, fingerprint: str, *span: int | None) -> str:
-    """Hashes all that the result of a span depends on."""
+def _key(found: SourceVideo, fingerprint: str, error: str | None, *span: int | None) -> str:
+    """Hashes all that the result of a span depends on; a video that could not be read is another one once it can."""
     sidecar = None if found.sidecar is None else hashlib.sha256(found.sidecar.encode()).hexdigest()
-    parts = [found.name, *found.state, sidecar, *sorted(found.described.items()), fingerprint, *span]
+    parts = [found.name, *found.state, sidecar, *sorted(found.described.items()), fingerprint, error, *span]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -11,10 +11,14 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan, decode_span
+from curator_stages.faults import reason_of
 from curator_stages.shots import make_detector, windows
 from curator_stages.source_frames import DecodeLimits
 from curator_stages.tasks import Clip, ClipsTask, SpanTask, VideoSpan, clip_id_of, empty_clip
 from nemo_cosmos.contracts import ClipRecord
+
+_EARLY_S = 1.0
+"""Sound may last longer than the pictures by less, which a header that tells of the whole file then tells of too."""
 
 
 @dataclass
@@ -41,7 +45,10 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
     def process(self, task: SpanTask) -> ClipsTask:
         """Splits one span."""
         span = task.data
-        clips = [empty_clip(span, "read", span.error)] if span.error else self._split(span)
+        try:
+            clips = [empty_clip(span, "read", span.error)] if span.error else self._split(span)
+        except Exception as error:  # noqa: BLE001 - a decoder or file system may raise anything
+            clips = [empty_clip(span, self.name, reason_of(error, self.name, span.source_video), failed=True)]
         return ClipsTask(
             dataset_name=task.dataset_name,
             data=clips,
@@ -65,12 +72,13 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
             sample_every=max(1, int(min(1.0, config.min_s) * fps)) if config.wants_samples else None,
             with_codec_motion=config.motion_method == "motion_vectors",
         )
+        decoded.error = decoded.error or _early_end(span, decoded)
         if reason := _unusable(span, decoded):
-            return [empty_clip(span, self.name, reason)]
+            return [empty_clip(span, self.name, reason, failed=decoded.failed)]
         clips = self._clips(span, decoded)
         if decoded.error:
             after = span.start_frame + len(decoded.frames)
-            clips.append(empty_clip(span, self.name, decoded.error, start_frame=after))
+            clips.append(empty_clip(span, self.name, decoded.error, start_frame=after, failed=decoded.failed))
         return clips
 
     def _clips(self, span: VideoSpan, decoded: DecodedSpan) -> list[Clip]:
@@ -127,6 +135,15 @@ def _unusable(span: VideoSpan, decoded: DecodedSpan) -> str | None:
     if span.simulated and span.end_frame is None and span.start_frame + count != promised:
         return decoded.error or f"its sidecar tells of {promised} frames, the file holds {span.start_frame + count}"
     return None
+
+
+def _early_end(span: VideoSpan, decoded: DecodedSpan) -> str | None:
+    """Tells where a file ends well before what its header tells of, as truncated Matroska does without an error."""
+    end, promised = span.start_frame + len(decoded.frames), span.video.num_frames
+    expected = promised if span.end_frame is None else span.end_frame
+    if span.simulated or expected - end < _EARLY_S * span.video.fps:
+        return None
+    return f"the file ends after frame {end}, of {promised} that its header or sidecar tells of"
 
 
 def _source_tags(decoded: DecodedSpan) -> tuple[str, ...]:

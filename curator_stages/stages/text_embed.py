@@ -10,6 +10,7 @@ from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipsTask
 from curator_stages.threads import one_thread
 from nemo_cosmos.text import (
@@ -70,9 +71,10 @@ class TextEmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Embeds the captions of one span's kept clips."""
         for clip in task.kept():
-            texts = {window.text for window in clip.record.captions if window.text}
-            if texts:
-                clip.text_states = pack_text_states(self._fingerprint, {text: self._states(text) for text in texts})
+            with failing_alone(clip, self.name):
+                texts = {window.text for window in clip.record.captions if window.text}
+                if texts:
+                    clip.text_states = pack_text_states(self._fingerprint, {text: self._states(text) for text in texts})
         return task
 
     def _encode(self, text: str) -> torch.Tensor:

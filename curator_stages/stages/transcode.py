@@ -15,6 +15,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.conditions import cover_crop_intrinsics, slice_conditions
 from curator_stages.config import CurationConfig
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import Clip, ClipsTask
 from nemo_cosmos.contracts import Conditions
 from nemo_cosmos.errors import user_error
@@ -53,16 +54,17 @@ class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Encodes the kept clips of one span."""
         for clip in task.kept():
-            config = self.config
-            clip.mp4 = encode_h264(
-                clip.pixels,
-                fps=clip.record.fps,
-                crf=config.crf,
-                gop=config.gop,
-                codec=self._codec,
-                preset=config.x264_preset,
-            )
-            clip.record = replace(clip.record, conditions=self._conditions(clip, task.span.video.conditions))
+            with failing_alone(clip, self.name):
+                config = self.config
+                clip.mp4 = encode_h264(
+                    clip.pixels,
+                    fps=clip.record.fps,
+                    crf=config.crf,
+                    gop=config.gop,
+                    codec=self._codec,
+                    preset=config.x264_preset,
+                )
+                clip.record = replace(clip.record, conditions=self._conditions(clip, task.span.video.conditions))
         return task
 
     def _conditions(self, clip: Clip, whole: Conditions) -> Conditions:

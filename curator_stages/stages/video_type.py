@@ -10,6 +10,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.clip_model import ClipModel
 from curator_stages.config import CurationConfig
+from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipsTask
 from curator_stages.video_types import VIDEO_TYPES
 
@@ -44,15 +45,16 @@ class VideoTypeStage(ProcessingStage[ClipsTask, ClipsTask]):
     def process(self, task: ClipsTask) -> ClipsTask:
         """Classifies the kept clips of one span, by the mean over some samples."""
         for clip in task.kept():
-            pictures = self._clip.embed_pictures(clip.some_samples(_MOST_SAMPLES))
-            shares = (self._clip.temperature * pictures @ self._types.T).softmax(dim=-1).mean(dim=0)
-            name, share = list(VIDEO_TYPES)[int(shares.argmax())], float(shares.max())
-            record = clip.record
-            clip.record = replace(
-                record,
-                scores=record.scores | {"video_type_probability": share},
-                tags=tuple(dict.fromkeys((*record.tags, f"type:{name}"))),
-            )
-            if name in self.config.video_types_rejected:
-                clip.reject(self.name, f"of type {name} (probability {share:.2f})")
+            with failing_alone(clip, self.name):
+                pictures = self._clip.embed_pictures(clip.some_samples(_MOST_SAMPLES))
+                shares = (self._clip.temperature * pictures @ self._types.T).softmax(dim=-1).mean(dim=0)
+                name, share = list(VIDEO_TYPES)[int(shares.argmax())], float(shares.max())
+                record = clip.record
+                clip.record = replace(
+                    record,
+                    scores=record.scores | {"video_type_probability": share},
+                    tags=tuple(dict.fromkeys((*record.tags, f"type:{name}"))),
+                )
+                if name in self.config.video_types_rejected:
+                    clip.reject(self.name, f"of type {name} (probability {share:.2f})")
         return task

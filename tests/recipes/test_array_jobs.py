@@ -11,6 +11,7 @@ import pytest
 from nemo_curator.tasks import Task
 
 from curator_stages.executor import InProcessExecutor
+from curator_stages.work import WorkFolder
 from curator_stages.workers import WorkerPool
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import write_video
@@ -62,7 +63,7 @@ def test_parts_joined_equal_one_curation(tmp_path: Path, monkeypatch: pytest.Mon
     assert shards(joined) == shards(whole)
 
 
-def test_a_piece_that_kills_its_worker_twice_is_a_row_and_the_rest_is_done(
+def test_a_piece_that_kills_its_worker_twice_is_left_to_the_next_call_and_the_rest_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seed in (("bad", 1), ("good", 2)):
@@ -82,9 +83,10 @@ def test_a_piece_that_kills_its_worker_twice_is_a_row_and_the_rest_is_done(
     monkeypatch.setattr(InProcessExecutor, "_num_workers", lambda *_: 2)
     assert curate_part(tmp_path / "raw", tmp_path / "out", config) == 1
     monkeypatch.undo()
+    assert WorkFolder(tmp_path / "out" / ".work").any_failed()
     made = [f"input_dir={tmp_path / 'raw'}", f"output_dir={tmp_path / 'out'}", *small]
     summary = fiddle.build(configure("curate", made))()
-    assert (summary.num_kept, summary.rejected) == (1, {"executor": 1})
+    assert (summary.num_kept, summary.rejected) == (2, {})
 
 
 def shards(curated: Path) -> dict[str, bytes]:

@@ -20,11 +20,12 @@ def write(
     container: str = "mp4",
     times_ms: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
     interlaced: bool = False,
 ) -> Path:
     """Encodes uint8 RGB frames at 10 per second, or shown at `times_ms`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format=container) as output:
+    with av.open(str(path), "w", format=container, container_options=container_options or {}) as output:
         stream = output.add_stream(codec, rate=10)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt

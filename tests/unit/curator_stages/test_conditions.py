@@ -37,9 +37,9 @@ def test_captions_count_from_the_clip_and_stop_at_its_borders() -> None:
     ("wrong", "named"),
     [
         ({"actions": [[0.0] * 7] * 20}, "actions: got 20 entries, expected 19"),
-        ({"actions": [[0.0] * 6] * 19}, "actions: got width 6, expected 7"),
+        ({"actions": [[0.0] * 6] * 19}, "actions[0]: got 6 entries, expected 7"),
         ({"camera_poses": [[[0.0] * 4] * 4] * 19}, "camera_poses: got 19 entries, expected 20"),
-        ({"camera_poses": [[[0.0] * 4] * 3] * 20}, "4x4"),
+        ({"camera_poses": [[[0.0] * 4] * 3] * 20}, "camera_poses[0]: got 3 entries, expected 4"),
     ],
 )
 def test_conditions_that_do_not_fit_are_named(wrong: dict, named: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import types
 from collections.abc import Iterator
@@ -43,18 +44,26 @@ def test_frames_come_at_the_stored_size_and_upright(tmp_path: Path) -> None:
     assert (decoded.source_height, decoded.source_width) == (64, 96)
 
 
-def test_damage_gives_the_frames_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("problem", "may_pass"),
+    [(av.InvalidDataError(0, "bad packet"), False), (OSError(errno.EIO, "bad packet"), True)],
+    ids=["file", "reading"],
+)
+def test_damage_gives_the_frames_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception, may_pass: bool
+) -> None:
     path = write_video(tmp_path / "v.mp4", numbered(20), fps=10)
     whole = decode.source_frames
 
     def damaged(*args: object, **options: object) -> Iterator[SourceFrame]:
         yield from itertools.takewhile(lambda f: f.index < 13, whole(*args, **options))
-        raise av.InvalidDataError(0, "bad packet")
+        raise problem
 
     monkeypatch.setattr(decode, "source_frames", damaged)
     decoded = decode_span(path, start_frame=5, end_frame=None, fps=10.0, size=(32, 32))
     assert numbers(decoded.frames) == list(range(5, 13))
     assert decoded.error == "cannot be decoded after frame 13 (bad packet)"
+    assert decoded.failed == may_pass
 
 
 def test_a_stream_that_does_not_time_its_frames_is_told() -> None:

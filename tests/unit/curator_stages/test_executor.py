@@ -15,7 +15,7 @@ from nemo_curator.tasks import EmptyTask, Task
 
 from curator_stages.config import CurationConfig
 from curator_stages.executor import InProcessExecutor, make_executor, ray_over_allocation
-from curator_stages.pipeline import in_process_workers
+from curator_stages.pipeline import CurateClips, in_process_workers
 from nemo_cosmos.errors import UserError
 from tests.unit.curator_stages.worker_stages import Number, Numbers, Tell, WaitForAll
 
@@ -119,6 +119,11 @@ def test_workers_share_the_tasks_and_one_that_waits_for_all_is_here(tmp_path: Pa
     assert not any(_alive(process) for process in processes.values())
 
 
+def test_a_single_worker_may_be_a_process_of_its_own() -> None:
+    (result,) = Pipeline(name="p", stages=[Numbers(1), Tell()]).run(InProcessExecutor(workers=None, apart=True))
+    assert result.process not in (0, os.getpid())
+
+
 def test_a_worker_that_dies_is_replaced_and_its_task_told(tmp_path: Path) -> None:
     lost: list[tuple[int, str]] = []
     executor = InProcessExecutor(workers=2, on_lost=lambda task, why: lost.append((task.data, why)))
@@ -202,3 +207,9 @@ def test_ray_is_started_over_a_slurm_allocation(monkeypatch: pytest.MonkeyPatch)
 def test_models_are_held_once(captioner: str, device: str, workers: int | None) -> None:
     config = CurationConfig(captioner=captioner, device=device)
     assert in_process_workers(config) == workers
+
+
+@pytest.mark.parametrize(("captioner", "spans"), [("none", 1), ("openai:m", 1), ("transformers:m", 4), ("vllm:m", 4)])
+def test_a_model_captions_several_spans_at_once(captioner: str, spans: int) -> None:
+    stages = CurateClips(input_dir="in", output_dir="out", config=CurationConfig(captioner=captioner)).decompose()
+    assert {stage.name: stage.batch_size for stage in stages}["caption"] == spans

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from curator_stages import decode as decoding
 from curator_stages import source_frames
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan, UnusableVideoError, decode_span, probe
+from curator_stages.faults import failing_alone
 from curator_stages.pipeline import curate
 from curator_stages.source_frames import DecodeLimits
+from curator_stages.stages import quality
+from curator_stages.stages.reader import plan_spans
+from curator_stages.stages.shot_split import ShotSplitStage
+from curator_stages.tasks import Clip, SpanTask, VideoSpan, empty_clip
+from nemo_cosmos.contracts import RawVideo
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import write_video
 from tests.unit.curator_stages import faulty_files
@@ -26,6 +36,14 @@ from tests.unit.curator_stages.samples import moving_texture
 def decode(path: Path, *, size: tuple[int, int] = (64, 96), **options: object) -> DecodedSpan:
     fps = probe(path).fps
     return decode_span(path, start_frame=0, end_frame=None, fps=fps, size=size, **options)
+
+
+def split(folder: Path, config: CurationConfig) -> list[Clip]:
+    """The clips of the one video in a folder."""
+    stage = ShotSplitStage(config=config)
+    stage.setup()
+    spans = plan_spans(folder, None, config)
+    return [clip for span in spans for clip in stage.process(SpanTask(dataset_name="d", data=span)).data]
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> float:
@@ -62,7 +80,7 @@ def test_a_wrong_extension_is_no_harm(tmp_path: Path, frames: np.ndarray) -> Non
     assert len(decode(path).frames) == 20
 
 
-def test_truncated_file_gives_what_is_whole(tmp_path: Path) -> None:
+def test_truncated_file_gives_what_is_whole_and_says_where_it_ends(tmp_path: Path, config: CurationConfig) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 64, 96, 3), dtype=np.uint8)
     path = faulty_files.write(
         tmp_path / "v.mkv", noise, container="matroska", options={"g": "5", "bf": "0", "crf": "4"}
@@ -73,6 +91,10 @@ def test_truncated_file_gives_what_is_whole(tmp_path: Path) -> None:
     assert 15 <= len(decoded.frames) <= 21
     for shown, encoded in zip(decoded.frames[:15], noise, strict=False):
         assert apart(shown, encoded) < 60  # colour is halved; two frames of noise are 85 apart
+    fixed = replace(config, shot_detector="fixed_stride", max_s=1.0, span_s=1.0)
+    *_, last = split(tmp_path, fixed)
+    assert last.record.rejected_by == "shot_split" and last.record.num_frames == 0
+    assert last.record.rejected_reason == "the file ends after frame 20, of 30 that its header or sidecar tells of"
 
 
 def test_variable_rate_is_made_even(tmp_path: Path, frames: np.ndarray) -> None:
@@ -115,12 +137,12 @@ def test_unusual_pixels_become_rgb(tmp_path: Path, frames: np.ndarray, codec: st
         assert apart(decoded.frames[3], frames[3]) < 16
 
 
-def test_interlaced_video_is_deinterlaced(tmp_path: Path) -> None:
+def test_interlaced_video_is_deinterlaced(tmp_path: Path, config: CurationConfig) -> None:
     moving = moving_texture(24, seed=1, height=64, width=96, speed=6)
     woven = moving[::2].copy()
     woven[:, 1::2] = moving[1::2, 1::2]
     path = faulty_files.write(
-        tmp_path / "v.mpg",
+        tmp_path / "v.mp4",
         woven,
         codec="mpeg2video",
         container="mpegts",
@@ -136,6 +158,7 @@ def test_interlaced_video_is_deinterlaced(tmp_path: Path) -> None:
 
     assert decoded.deinterlaced and len(decoded.frames) == 12
     assert comb(woven[5]) > 1.2 and comb(decoded.frames[5]) < 0.8
+    assert {clip.record.tags for clip in split(tmp_path, config)} == {("source:interlaced",)}
 
 
 def test_odd_sizes_are_cropped_to_even_ones(tmp_path: Path, config: CurationConfig) -> None:
@@ -153,6 +176,42 @@ def test_huge_frames_are_refused_before_and_while_decoding(tmp_path: Path, frame
     faulty_files.claim_size(path, 16, 16)
     decoded = decode(path, limits=DecodeLimits(max_pixels=6000))
     assert not decoded.frames and "96x64 are over 6,000 pixels" in decoded.error
+
+
+def test_rates_and_lengths_that_nobody_films_at_are_refused(tmp_path: Path, config: CurationConfig) -> None:
+    frames = moving_texture(20, seed=1, height=64, width=96)
+    write_video(tmp_path / "fast.mp4", frames, fps=1000)
+    (span,) = plan_spans(tmp_path, None, config)
+    assert span.error == "1000 frames per second are over 240"
+    (span,) = plan_spans(tmp_path, None, replace(config, max_source_fps=1000))
+    assert span.error is None
+    times = [*range(0, 1900, 100), 10**9]
+    long = faulty_files.write(tmp_path / "long.mkv", frames, container="matroska", times_ms=times, options={"bf": "0"})
+    with pytest.raises(UnusableVideoError, match="its header tells of 278 hours"):
+        probe(long)
+
+
+def test_opening_ends_in_time(tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_video(tmp_path / "v.mp4", frames, fps=10).read_bytes()
+    monkeypatch.setattr(fsspec, "open", lambda *_: contextlib.closing(io.BytesIO(data)))
+    assert probe("far://v.mp4").num_frames == 20
+    for late in ("far://v.mp4", tmp_path / "v.mp4"):
+        with pytest.raises(UnusableVideoError, match="opening took longer than 1e-09 s"):
+            probe(late, timeout_s=1e-9)
+        limits = DecodeLimits(timeout_s=1e-9)
+        decoded = decode_span(late, start_frame=0, end_frame=None, fps=10.0, size=(64, 96), limits=limits)
+        assert "opening took longer than 1e-09 s" in decoded.error and decoded.failed
+
+
+def test_finding_a_length_that_no_header_tells_ends_in_time(
+    tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = faulty_files.write(tmp_path / "v.mkv", frames, container="matroska", container_options={"live": "1"})
+    assert probe(path).num_frames == 19  # up to the last frame's start
+    clock = iter(range(1000))
+    monkeypatch.setattr(source_frames.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(UnusableVideoError, match="finding its length took longer than 5 s"):
+        probe(path, timeout_s=5)
 
 
 def test_decoding_ends_in_time(tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +232,8 @@ def test_more_frames_than_the_header_tells_of_take_no_memory(tmp_path: Path, fra
     assert f"goes on after {most} frames" in decoded.error
 
 
-def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
-    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "in"
+def write_wrong_files(folder: Path) -> Path:
+    """A good video and files with something wrong, or to which something shall happen."""
     frames = moving_texture(20, seed=1, height=64, width=96)
     write_video(folder / "good.mp4", frames, fps=10)
     write_video(folder / "one.mp4", frames[:1], fps=10)
@@ -187,8 +244,22 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
     (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
     times = [*range(0, 500, 50), *range(1100, 2100, 100)]
     faulty_files.write(folder / "uneven.mkv", frames, container="matroska", times_ms=times)
+    # The only place of its second shot that a sample is due at, 15, has no frame of its own.
+    shots = np.concatenate([frames[:11], moving_texture(9, seed=5, height=64, width=96, speed=1)])
+    places = [place for place in range(20) if place != 15]
+    times = [100 * place for place in places]
+    faulty_files.write(folder / "gap.mkv", shots[places], container="matroska", times_ms=times, options={"bf": "0"})
     os.mkfifo(folder / "pipe.mp4")
     write_video(folder / "locked" / "v.mp4", frames, fps=10)
+    for name, seed in (("flaky", 6), ("odd", 7)):
+        write_video(folder / f"{name}.mp4", moving_texture(20, seed=seed, height=64, width=96), fps=10)
+    return folder
+
+
+def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_wrong_files(tmp_path / "in")
     scandir = os.scandir
 
     def refusing(path: str) -> object:
@@ -196,15 +267,31 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
 
+    opened, scores_of = decoding.opened, quality._scores_of
+
+    def out_of_reach(path: str, **options: object) -> object:
+        if path.endswith("flaky.mp4"):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, **options)
+
+    def failing(clip: Clip) -> dict[str, float]:
+        if clip.record.source_video == "odd.mp4":
+            raise ValueError("a picture of no kind")
+        return scores_of(clip)
+
     monkeypatch.setattr(os, "scandir", refusing)
-    curate(folder, tmp_path / "out", replace(config, max_source_pixels=100_000), progress=False)
+    monkeypatch.setattr(decoding, "opened", out_of_reach)
+    monkeypatch.setattr(quality, "_scores_of", failing)
+    config = replace(config, max_source_pixels=100_000)
+    curate(folder, tmp_path / "out", config, progress=False)
+    assert "odd.mp4: quality failed" in caplog.text and "in failing" in caplog.text  # with its traceback
     rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
     told = {row["source_video"]: row for row in rows}
     assert told["good.mp4"]["kept"] and told["uneven.mkv"]["rejected_by"] in (None, "semantic_dedup")
     assert "source:variable_frame_rate" in told["uneven.mkv"]["tags"]
-    reasons = {
-        name: row["rejected_reason"] for name, row in told.items() if row["rejected_by"] in ("read", "shot_split")
-    }
+    assert [r["num_frames"] for r in rows if r["source_video"] == "gap.mkv" and r["score_sharpness"]] == [11, 9]
+    by = ("read", "shot_split", "quality")
+    reasons = {name: row["rejected_reason"] for name, row in told.items() if row["rejected_by"] in by}
     for name, part in {
         "one.mp4": "a single frame",
         "sound.mp4": "no video stream",
@@ -213,9 +300,38 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
         "cut.mp4": "cannot be opened as a video",
         "pipe.mp4": "is no file",
         "locked/": "the folder cannot be read (Permission denied)",
+        "flaky.mp4": "cannot be opened as a video (Input/output error)",
+        "odd.mp4": "ValueError: a picture of no kind",
     }.items():
         assert part in reasons.pop(name)
     assert not reasons
+    # What failed is tried anew by the next run; what a rule rejected is not.
+    monkeypatch.undo()
+    again = curate(folder, tmp_path / "out", config, progress=False)
+    rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    told = {row["source_video"]: row for row in rows}
+    assert all(told[name]["rejected_by"] in (None, "semantic_dedup") for name in ("flaky.mp4", "odd.mp4"))
+    assert again.rejected["read"] == 5 and "quality" not in again.rejected
+    assert curate(folder, tmp_path / "out", config, progress=False).unchanged
+
+
+class AcceleratorError(RuntimeError):
+    """Named as torch's, which a GPU raises that a kernel has spoilt."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UserError("no"), ImportError("no"), OSError(errno.ENOSPC, "full"), AcceleratorError("no"), KeyboardInterrupt()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_concerns_all_clips_ends_the_run(error: BaseException) -> None:
+    video = RawVideo(source="s", rollout="a", fps=10.0, num_frames=9, split="train")
+    clip = empty_clip(VideoSpan(path="a", source_video="a", key="k", video=video, simulated=False), "read", "")
+    with pytest.raises(type(error)), failing_alone(clip, "embed"):
+        raise error
+    with failing_alone(clip, "embed"):
+        raise MemoryError("no room")
+    assert clip.failed and (clip.record.rejected_by, clip.record.rejected_reason) == ("embed", "MemoryError: no room")
 
 
 def test_full_disk_ends_the_run_with_its_reason_and_it_goes_on_afterwards(

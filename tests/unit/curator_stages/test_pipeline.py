@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from nemo_curator.tasks import EmptyTask
 
 from curator_stages.captioning.captioner import Answer, CaptionError, CaptionRequest
 from curator_stages.config import CurationConfig
-from curator_stages.executor import InProcessExecutor
 from curator_stages.pipeline import curate
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.save_span import SaveSpanStage
+from curator_stages.tasks import clip_id_of
 from curator_stages.work import WorkFolder
 from nemo_cosmos.data.curated import CuratedClips
 from nemo_cosmos.errors import UserError
@@ -91,8 +90,9 @@ def test_a_captioner_that_answered_no_worker_fails_the_run_and_is_asked_again_in
         write_video(videos / "more" / f"{i}.mp4", moving_texture(20, seed=20 + i), fps=10)
     with pytest.raises(UserError, match="'my_captioners:Captioner' answered for none of 16 clips.*HTTP 500"):
         curate(videos, tmp_path / "out", config, progress=False)
-    kept = {p.name for p in (tmp_path / "out" / ".work" / "spans").iterdir()}
-    assert len(kept) == 3  # the simulated ones, told by their sidecars, and the broken one
+    spans = tmp_path / "out" / ".work" / "spans"
+    # Not the simulated ones, told by their sidecars, and the broken one.
+    assert (len(list(spans.iterdir())), len(list(spans.glob("*/failed")))) == (7, 4)
     monkeypatch.setattr(_Captioner, "works", True)
     summary = curate(videos, tmp_path / "out", config, progress=False)
     assert "caption" not in summary.rejected
@@ -209,22 +209,19 @@ def test_what_a_ray_worker_raised_is_unwrapped(
 
 
 def test_a_span_that_kills_its_worker_is_a_row_and_the_rest_goes_on(
-    videos: Path, tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def execute(self: InProcessExecutor, stages: list, _: object = None) -> None:
-        for task in stages[0].process(EmptyTask()):
-            self._on_lost(task, "its worker was killed by SIGKILL, twice")
-
-    whole = InProcessExecutor.execute
-    monkeypatch.setattr(
-        InProcessExecutor,
-        "execute",
-        lambda self, stages, tasks=None: (whole if tasks else execute)(self, stages, tasks),
-    )
-    summary = curate(videos, tmp_path / "out", config, progress=False)
-    assert summary.rejected == {"executor": 4} and summary.num_videos == 4
+    for name, seed in (("deadly", 1), ("good", 2)):
+        write_video(tmp_path / "in" / f"{name}.mp4", moving_texture(20, seed=seed), fps=10)
+    config = replace(config, captioner="tests.unit.curator_stages.worker_stages:DeadlyCaptioner", caption_spans=1)
+    monkeypatch.setattr("curator_stages.pipeline.in_process_workers", lambda _: 2)
+    monkeypatch.setenv("DEADLY_CLIP", clip_id_of("deadly.mp4", 0, 20))
+    summary = curate(tmp_path / "in", tmp_path / "out", config, progress=False)
+    assert (summary.num_kept, summary.rejected) == (1, {"executor": 1})
     rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
-    assert {row["rejected_reason"] for row in rows} == {"its worker was killed by SIGKILL, twice"}
+    reasons = {row["source_video"]: row["rejected_reason"] for row in rows}
+    assert reasons == {"deadly.mp4": "its worker was killed by SIGKILL, twice (out of memory?)", "good.mp4": None}
+    assert WorkFolder(tmp_path / "out" / ".work").any_failed()  # the next run tries it anew, as test_array_jobs shows
 
 
 def test_two_runs_at_once_are_refused(videos: Path, tmp_path: Path, config: CurationConfig) -> None:

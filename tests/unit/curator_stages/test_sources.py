@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curator_stages import sources
 from curator_stages.config import CurationConfig
 from curator_stages.pipeline import curate
 from curator_stages.sources import find_videos
@@ -131,6 +132,18 @@ def test_tars_give_videos_with_their_captions_and_sidecars(
     assert "cannot be read as a tar" in spans["set-002.tar"].error
     assert [number_of_frames(span, config) for span in list(spans.values())[:3]] == [12, 12, 12]
     assert list(plan(tmp_path / "set-001.tar", config)) == ["set-001/x.mp4"]
+
+
+def test_texts_in_tars_are_read_beside_videos_only_and_up_to_a_size(
+    tmp_path: Path, movies: list[bytes], config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_MAX_TEXT_BYTES", 100)
+    members = {"x.mp4": movies[0], "x.txt": b"A wall.", "y.mp4": movies[1], "y.json": b" " * 101, "z.txt": b"\xff" * 50}
+    (tmp_path / "t.tar").write_bytes(tar_of(members))
+    spans = plan(tmp_path / "t.tar", config)
+    assert list(spans) == ["t/x.mp4", "t/y.mp4"]
+    assert spans["t/x.mp4"].video.captions[0].text == "A wall."
+    assert spans["t/y.mp4"].error == "its y.json has 101 bytes, over 100"
 
 
 def test_addresses_are_read_like_folders(

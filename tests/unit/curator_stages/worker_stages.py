@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.tasks import EmptyTask, Task
 
+from curator_stages.captioning.captioner import Answer, CaptionRequest
 from nemo_cosmos.errors import UserError
 
 
@@ -82,3 +84,13 @@ class WaitForAll(ProcessingStage[Number, Number]):
 
     def process(self, task: Number) -> Number:
         return task
+
+
+class DeadlyCaptioner:
+    """Kills its process on the clip that the environment names."""
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> dict[str, Answer]:
+        deadly = os.environ.get("DEADLY_CLIP")
+        if any(request.key.split(":")[0] == deadly for request in requests):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {request.key: "seen" for request in requests}

@@ -139,6 +139,7 @@ def test_failures_are_asked_about_again_before_a_clip_is_rejected() -> None:
         clips = [clip_of(0, 20), clip_of(1, 40), clip_of(2, 20)]
         stage_with(Late(), replace(CONFIG, caption_retries=retries)).process(task_of(clips))
         assert [clip.kept for clip in clips] == [True, kept, True]
+        assert [clip.failed for clip in clips] == [False, not kept, False]  # the next run asks again
     assert [w.text for w in clips[1].record.captions] == [seen_in(1, 0, 20), seen_in(1, 20, 40)]
 
 
@@ -160,6 +161,22 @@ def test_a_captioner_that_never_answers_fails_the_run() -> None:
     stage.process(task_of([clip_of(n, 20) for n in range(4)]))
     with pytest.raises(UserError, match="none of the first 8 requests .HTTP 500."):
         stage.process(task_of([clip_of(n, 20) for n in range(4)]))
+
+
+def test_a_captioner_that_breaks_on_a_batch_is_asked_again() -> None:
+    class Breaking(Eye):
+        calls = 0
+
+        def caption(self, requests: Sequence[CaptionRequest]) -> dict[str, Answer]:
+            self.calls += 1
+            if self.calls < 3:
+                raise RuntimeError("out of memory")
+            return super().caption(requests)
+
+    for retries, reason in ((1, "no caption for frames 0 to 20 (RuntimeError: out of memory)"), (2, None)):
+        clip = clip_of(1, 20)
+        stage_with(Breaking(), replace(CONFIG, caption_retries=retries)).process(task_of([clip]))
+        assert (clip.failed, clip.record.rejected_reason) == (reason is not None, reason)
 
 
 def test_sidecar_captions_win_and_are_cut_to_the_clip() -> None:

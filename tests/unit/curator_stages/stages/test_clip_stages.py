@@ -81,10 +81,30 @@ def test_damaged_rest_of_a_video_is_a_row_of_its_own(
 ) -> None:
     write_video(tmp_path / "v.mp4", moving_texture(20, seed=1), fps=10)
     frames = [np.zeros((SIZE, SIZE, 3), np.uint8)] * 12
-    broken = DecodedSpan(frames=frames, source_height=96, source_width=96, error="bad packet")
+    broken = DecodedSpan(frames=frames, source_height=96, source_width=96, error="bad packet", failed=True)
     monkeypatch.setattr("curator_stages.stages.shot_split.decode_span", lambda *_, **__: broken)
-    records = [c.record for c in split(tmp_path, config).data]
+    task = split(tmp_path, config)
+    records = [c.record for c in task.data]
     assert [(r.start_frame, r.num_frames, r.rejected_reason) for r in records] == [(0, 12, None), (12, 0, "bad packet")]
+    SaveSpanStage(output_dir=str(tmp_path / "out")).process(task)
+    work = WorkFolder(tmp_path / "out" / ".work")
+    assert work.has(task.span.key) and not work.is_settled(task.span.key)
+    monkeypatch.undo()
+    SaveSpanStage(output_dir=str(tmp_path / "out")).process(split(tmp_path, config))
+    assert work.is_settled(task.span.key) and not work.any_failed()
+
+
+def test_a_span_that_cannot_be_worked_on_is_a_row(
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "v.mp4", moving_texture(20, seed=1), fps=10)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr("curator_stages.stages.shot_split.decode_span", fail)
+    (clip,) = split(tmp_path, config).data
+    assert clip.failed and clip.record.rejected_reason == "ConnectionResetError: gone"
 
 
 def test_simulated_video_is_one_shot_and_conditions_follow_its_clips(tmp_path: Path, config: CurationConfig) -> None:

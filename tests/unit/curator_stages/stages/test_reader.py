@@ -70,11 +70,38 @@ def test_heldout_share_follows_the_file_name_only(tmp_path: Path, config: Curati
         ({"fps": 25.0}, "says 25 frames per second, the file 10"),
         ({"num_frames": 19}, "actions: got 19 entries, expected 18"),
         (None, "not a RawVideo"),
+        ({"fps": "10"}, "fps: got '10', expected a number above 0"),
+        ({"fps": float("nan")}, "fps: got nan"),
+        ({"fps": 10**400}, "fps: got 1000"),
+        ({"num_frames": "20"}, "num_frames: got '20', expected a whole number above 0"),
+        ({"num_frames": True}, "num_frames: got True"),
+        ({"split": "val"}, "split: got 'val', expected one of ('train', 'heldout')"),
+        ({"source": 5}, "source: got 5"),
+        ({"rollout": ""}, "rollout: got ''"),
+        ({"seed": "a"}, "seed: got 'a'"),
+        ({"licence": 5}, "licence: got 5"),
+        ({"conditions": None}, "conditions: got None"),
+        ({"captions": None}, "captions: got None"),
+        ({"captions": {"start_frame": "0"}}, "captions: got CaptionWindow(start_frame='0'"),
+        ({"captions": {"start_frame": 10}}, "captions: got CaptionWindow(start_frame=10, end_frame=10"),
+        ({"captions": {"text": None}}, "captions: got CaptionWindow(start_frame=0"),
+        ({"conditions": {"actions": [0.0] * 19}}, "actions[0]: got 0.0, expected a list"),
+        ({"conditions": {"actions": [[0.0] * 6] * 19}}, "actions[0]: got 6 entries, expected 7"),
+        ({"conditions": {"actions": [[float("inf")] * 7] * 19}}, "actions[0][0]: got inf, expected a number"),
+        ({"conditions": {"controls": [["1"]] * 19}}, "controls[0][0]: got '1', expected a number"),
+        ({"conditions": {"camera_poses": [[[0.0] * 4] * 3] * 20}}, "camera_poses[0]: got 3 entries, expected 4"),
+        ({"conditions": {"intrinsics": [[1.0, 0.0], [0.0, 1.0]]}}, "intrinsics: got 2 entries, expected 3"),
+        ({"conditions": {"view": 1}}, "view: got 1"),
     ],
 )
 def test_wrong_sidecar_is_told(tmp_path: Path, config: CurationConfig, change: dict | None, reason: str) -> None:
     path = write_simulated(tmp_path / "in", "drive", simulated_video(20), seed=0)
-    wrong = {"source": "street"} if change is None else replace(simulated_video(20), **change).to_dict()
+    wrong = {"source": "street"} if change is None else simulated_video(20).to_dict() | change
+    if change and change.get("conditions"):
+        wrong["conditions"] = {"view": "front"} | change["conditions"]
+    if change and change.get("captions"):
+        told = {"start_frame": 0, "end_frame": 10, "text": "A street.", "captioner": "simulator"}
+        wrong["captions"] = [told | change["captions"]]
     write_json(path.with_suffix(".json"), wrong)
     (span,) = plan_spans(tmp_path / "in", tmp_path / "out", config)
     assert reason in span.error
