@@ -19,7 +19,7 @@ from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import EmptyTask, Task
 
-from curator_stages.captioning.captioner import captioner_gpus, check_captioner, loads_model
+from curator_stages.captioning.captioner import check_captioner, loads_model
 from curator_stages.config import CurationConfig, load_config
 from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor, ray_over_allocation
 from curator_stages.sources import absolute
@@ -82,23 +82,9 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             *_text_stages(self.config),
             SaveSpanStage(output_dir=self.output_dir),
         ]
-        return [stage.with_(resources=self._resources_of(stage, len(stages))) for stage in stages]
-
-    def _resources_of(self, stage: ProcessingStage, num_stages: int) -> Resources:
-        """Lets all stages be resident at once on a small machine, where each would else wait for a whole core."""
-        share = min(1.0, 0.7 * (os.cpu_count() or 1) / num_stages)
-        gpus = 0.0
-        if isinstance(stage, CaptionStage):
-            gpus = captioner_gpus(self.config)
-        elif isinstance(stage, TranscodeStage):
-            gpus = encoder_gpus(self.config)
-        elif isinstance(stage, _NETWORK_STAGES) and self.config.device != "cpu":
-            gpus = 0.25
-        return Resources(cpus=round(share, 2), gpus=gpus)
-
-
-_NETWORK_STAGES = (AestheticStage, EmbedStage, OverlayTextStage, ShotSplitStage, TextEmbedStage, VideoTypeStage)
-"""Stages that run a network on `device`, of which a quarter of a GPU is enough for each."""
+        # All are to be resident at once on a small machine, where each would else wait for a whole core.
+        share = round(min(1.0, 0.7 * (os.cpu_count() or 1) / len(stages)), 2)
+        return [stage.with_(resources=replace(stage.resources, cpus=share)) for stage in stages]
 
 
 def _looking_stages(config: CurationConfig) -> list[ProcessingStage]:

@@ -11,6 +11,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan, decode_span
+from curator_stages.gpu_shares import network_gpus, with_gpus
 from curator_stages.shots import make_detector, windows
 from curator_stages.source_frames import DecodeLimits
 from curator_stages.tasks import Clip, ClipsTask, SpanTask, VideoSpan, clip_id_of, empty_clip
@@ -25,6 +26,11 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
     name: str = "shot_split"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Asks for a share of a GPU where TransNetV2 runs on one."""
+        if self.config.shot_detector == "transnetv2":
+            self.resources = with_gpus(self.resources, network_gpus(self.config.device))
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Spans."""

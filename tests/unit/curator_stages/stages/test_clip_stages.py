@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from nemo_curator.stages.resources import Resources
 from PIL import Image
 
 from curator_stages.config import CurationConfig
@@ -149,9 +150,28 @@ def test_nvenc_is_taken_where_it_is_there(
     [("libx264", "cuda", 0.0), ("h264_nvenc", "cpu", 0.33), ("auto", "cpu", 0.0), ("auto", "cuda", 0.33)],
 )
 def test_a_share_of_a_gpu_is_asked_for_nvenc(config: CurationConfig, encoder: str, device: str, gpus: float) -> None:
-    config = replace(config, encoder=encoder, device=device)
-    stages = {stage.name: stage for stage in CurateClips(input_dir="in", output_dir="out", config=config).decompose()}
-    assert stages["transcode"].resources.gpus == gpus
+    assert TranscodeStage(config=replace(config, encoder=encoder, device=device)).resources.gpus == gpus
+
+
+def test_stages_alone_and_in_the_pipeline_ask_for_their_share_of_a_gpu(config: CurationConfig) -> None:
+    on_gpu = replace(
+        config,
+        device="cuda:1",
+        captioner="vllm:m",
+        shot_detector="transnetv2",
+        encoder="auto",
+        overlay_text_max_area=0.5,
+        aesthetic_min=3.5,
+        video_types=True,
+        text_encoder="minilm-l6",
+    )
+    quarter = ("shot_split", "overlay_text", "aesthetic_filter", "video_type", "embed", "text_embed")
+    expected = dict.fromkeys(quarter, 0.25) | {"transcode": 0.33, "caption": 1.0}
+    for chosen, asked in ((on_gpu, expected), (config, {}), (replace(config, captioner="vllm:m"), {"caption": 1.0})):
+        stages = CurateClips(input_dir="in", output_dir="out", config=chosen).decompose()
+        assert {stage.name: stage.resources.gpus for stage in stages if stage.resources.requires_gpu} == asked
+    assert EmbedStage(config=on_gpu).resources == Resources(gpus=0.25)
+    assert EmbedStage(config=on_gpu, resources=Resources(cpus=2, gpus=1)).resources == Resources(cpus=2, gpus=1)
 
 
 def test_previews_are_small_and_move(tmp_path: Path, config: CurationConfig) -> None:
