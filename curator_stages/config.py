@@ -22,7 +22,7 @@ SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "fixed_stride")
 MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
 ENCODERS: tuple[str, ...] = ("libx264", "h264_nvenc", "auto")
 X264_PRESETS: tuple[str, ...] = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
-STAGES_VERSION = 3
+STAGES_VERSION = 4
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
 _SET_FIELDS = (
@@ -78,7 +78,8 @@ class CurationConfig:
     span_s: float = 30.0
     """Seconds of a video that one task decodes; bounds memory and lets a long video be worked on in parallel."""
     max_clips_per_video: int | None = None
-    """Most clips to take from one video, spread evenly over its length; None takes all."""
+    """Most clips to take from one video, spread evenly over its length; None takes all. Each part that it leaves out is
+    a rejected row with its length."""
     heldout_percent: float = 10.0
     """Share of the videos without sidecar that is held out, in percent, by a hash of the file name."""
     shot_detector: ShotDetector = "content"

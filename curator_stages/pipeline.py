@@ -190,6 +190,8 @@ def curate(
         work.mark_finished(run_key)
     summary = CurationSummary.from_dict(read_json(output / "report.json"))
     _say(f"{output}: {summary.num_kept} clips kept of {summary.num_clips}; see {summary.report_html}", progress)
+    if summary.left_out_s:
+        _say(f"max_clips_per_video left out {summary.left_out_s / 60:.1f} minutes of video", progress)
     return summary
 
 

@@ -95,7 +95,7 @@ def _borders(info: VideoInfo, config: CurationConfig) -> list[tuple[int, int | N
     """Returns start, end and largest number of clips of each span; the last one reads to the end of the file.
 
     The limit on clips is dealt out over the spans; when there are more spans than clips allowed, evenly spaced ones
-    are taken.
+    are taken, and what lies between two of them is a span without clips.
     """
     length = max(1, round(config.span_s * info.fps))
     count = max(1, round(info.num_frames / length))
@@ -104,10 +104,15 @@ def _borders(info: VideoInfo, config: CurationConfig) -> list[tuple[int, int | N
         range(count) if cap is None or count <= cap else [round(i * (count - 1) / max(1, cap - 1)) for i in range(cap)]
     )
     borders: list[tuple[int, int | None, int | None]] = []
+    reached = 0
     for position, index in enumerate(chosen):
+        if index > reached:
+            borders.append((reached * length, index * length, 0))
         share = None if cap is None else cap // len(chosen) + (position < cap % len(chosen))
-        end = None if index == count - 1 else (index + 1) * length
-        borders.append((index * length, end, share))
+        reached = index + 1
+        borders.append((index * length, None if reached == count else reached * length, share))
+    if reached < count:
+        borders.append((reached * length, None, 0))
     return borders
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from nemo_curator.backends.base import WorkerMetadata
@@ -47,7 +47,13 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
     def process(self, task: SpanTask) -> ClipsTask:
         """Splits one span."""
         span = task.data
-        clips = [empty_clip(span, "read", span.error)] if span.error else self._split(span)
+        if span.error:
+            clips = [empty_clip(span, "read", span.error)]
+        elif span.max_clips == 0:
+            end = span.video.num_frames if span.end_frame is None else span.end_frame
+            clips = [self._left_out(span, span.start_frame, end)]
+        else:
+            clips = self._split(span)
         return ClipsTask(
             dataset_name=task.dataset_name,
             data=clips,
@@ -87,6 +93,7 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
         clips, taken = [], 0
         for start, end in windows(len(frames), cuts, length=length, stride=stride):
             if taken == span.max_clips:
+                clips.append(self._left_out(span, span.start_frame + start, span.start_frame + len(frames)))
                 break
             clip = self._clip(span, decoded, start, end)
             if end - start < least:
@@ -95,6 +102,13 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
                 taken += 1
             clips.append(clip)
         return clips
+
+    def _left_out(self, span: VideoSpan, start: int, end: int) -> Clip:
+        """Makes the row that tells of video which `max_clips_per_video` leaves out."""
+        left_out_s = (end - start) / span.video.fps
+        row = empty_clip(span, self.name, f"{left_out_s:.2f} s left out by max_clips_per_video", start_frame=start)
+        row.record = replace(row.record, scores={"left_out_s": left_out_s})
+        return row
 
     def _clip(self, span: VideoSpan, decoded: DecodedSpan, start: int, end: int) -> Clip:
         first, (height, width) = span.start_frame + start, decoded.frames[start].shape[:2]

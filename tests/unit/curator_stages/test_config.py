@@ -13,6 +13,7 @@ CONF = Path(__file__).parents[3] / "conf" / "curation.yaml"
 
 def test_shipped_values_load_and_can_be_overridden() -> None:
     assert load_config(CONF).captioner == "none"
+    assert load_config(CONF).max_clips_per_video is None
     assert load_config(CONF, gop=4).gop == 4
 
 

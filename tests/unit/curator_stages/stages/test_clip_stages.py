@@ -14,7 +14,7 @@ from PIL import Image
 
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan
-from curator_stages.pipeline import CurateClips
+from curator_stages.pipeline import CurateClips, curate
 from curator_stages.stages import transcode
 from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.motion import MotionFilterStage
@@ -58,9 +58,24 @@ def test_shots_under_2_s_are_dropped_and_those_over_60_s_are_cut(tmp_path: Path,
 
 def test_largest_number_of_clips_is_kept_to(tmp_path: Path, config: CurationConfig) -> None:
     write_video(tmp_path / "v.mp4", moving_texture(60, seed=1), fps=10)
-    capped = replace(config, max_s=1.0, span_s=3.0, max_clips_per_video=3)
-    firsts = [c.record.start_frame for i in range(2) for c in split(tmp_path, capped, i).kept()]
-    assert firsts == [0, 10, 30]
+    capped = replace(config, max_s=1.0, span_s=2.0, max_clips_per_video=3)
+    clips = [clip.record for i in range(3) for clip in split(tmp_path, capped, i).data]
+    assert [c.start_frame for c in clips if c.rejected_by is None] == [0, 20, 40]
+    rest = "1.00 s left out by max_clips_per_video"
+    left_out = [(c.start_frame, c.rejected_reason) for c in clips if c.rejected_by == "shot_split"]
+    assert left_out == [(10, rest), (30, rest), (50, rest)]
+
+
+def test_what_the_limit_on_clips_leaves_out_is_told(
+    tmp_path: Path, config: CurationConfig, capsys: pytest.CaptureFixture
+) -> None:
+    write_video(tmp_path / "in" / "v.mp4", moving_texture(60, seed=1), fps=10)
+    capped = replace(config, max_s=1.0, span_s=1.5, max_clips_per_video=2)
+    summary = curate(tmp_path / "in", tmp_path / "out", capped)
+    assert summary.left_out_s == pytest.approx(0.5 + 3.0 + 0.5)
+    assert summary.rejected["shot_split"] == 3 and summary.num_clips == 5
+    assert "max_clips_per_video left out 0.1 minutes of video" in capsys.readouterr().err
+    assert "minutes left out" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

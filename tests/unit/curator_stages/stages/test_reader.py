@@ -86,8 +86,8 @@ def test_wrong_sidecar_is_told(tmp_path: Path, config: CurationConfig, change: d
         (25, None, [(0, None, None)]),
         (100, None, [(0, 30, None), (30, 60, None), (60, None, None)]),
         (100, 7, [(0, 30, 3), (30, 60, 2), (60, None, 2)]),
-        (300, 2, [(0, 30, 1), (270, None, 1)]),
-        (300, 1, [(0, 30, 1)]),
+        (300, 2, [(0, 30, 1), (30, 270, 0), (270, None, 1)]),
+        (300, 1, [(0, 30, 1), (30, None, 0)]),
         (0, None, [(0, None, None)]),
     ],
 )
