@@ -56,8 +56,7 @@ class WriteStage(ProcessingStage[ClipSetTask, ClipSetTask]):
         with written_aside(fresh) as aside:
             aside.mkdir()
             num_clips: dict[Split, dict[str, int]] = {"train": {}, "heldout": {}}
-            for shard in sorted({c.record.shard for c in task.data if c.record.shard}):
-                clips = [c for c in task.data if c.record.shard == shard]
+            for shard, clips in sorted(_by_shard(task.data).items()):
                 _write_shard(aside / shard, clips)
                 num_clips[clips[0].record.split][shard] = len(clips)
             write_energon_metadata(aside, num_clips)
@@ -81,6 +80,14 @@ def _with_shards(clips: list[StoredClip], clips_per_shard: int) -> list[StoredCl
             clip = replace(clip, record=replace(clip.record, shard=shard))
         result.append(clip)
     return result
+
+
+def _by_shard(clips: list[StoredClip]) -> dict[str, list[StoredClip]]:
+    grouped: dict[str, list[StoredClip]] = {}
+    for clip in clips:
+        if clip.record.shard:
+            grouped.setdefault(clip.record.shard, []).append(clip)
+    return grouped
 
 
 def _write_shard(path: Path, clips: list[StoredClip]) -> None:

@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +20,12 @@ import webdataset
 
 from curator_stages.config import CurationConfig
 from curator_stages.dedup.clips import Duplicate, mark_duplicates, ranks_of
+from curator_stages.stages import write
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.semantic_dedup import SemanticDedupStage, find_duplicates
-from curator_stages.stages.statistics import StatisticsStage, statistics_of
+from curator_stages.stages.statistics import StatisticsStage, statistics_by_source, statistics_of
 from curator_stages.stages.transcode import encode_h264
 from curator_stages.stages.write import WriteStage
 from curator_stages.tasks import ClipSetTask, StoredClip
@@ -126,6 +129,15 @@ def test_a_chain_of_duplicates_names_the_kept_one(clips: list[StoredClip]) -> No
     assert second.scores["dedup_similarity"] == 0.5
 
 
+def test_long_chains_of_duplicates_take_little_time(clips: list[StoredClip]) -> None:
+    many = [clips[0]] * 5000
+    found = {row: Duplicate(row - 1, "like {}", {}) for row in range(4999, 0, -1)}
+    started = time.process_time()
+    assert len(mark_duplicates(many, range(5000), found, "semantic_dedup")) == 5000
+    # 0.1 s; following each chain to its end takes 3 s.
+    assert time.process_time() - started < 1
+
+
 @pytest.fixture
 def clips(tmp_path: Path) -> list[StoredClip]:
     """Four clips with files, one of them a duplicate, and one rejected without files."""
@@ -174,6 +186,30 @@ def test_shards_are_read_by_webdataset(clips: list[StoredClip], tmp_path: Path, 
         assert sample["__url__"].endswith(told.shard)
         assert len(read_video(sample["mp4"])[0]) == told.num_frames
         assert sample["safetensors"].decode() == told.clip_id
+
+
+class Passes(list):
+    """A list that counts how often it is gone through."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator:
+        self.count += 1
+        return super().__iter__()
+
+
+def test_clips_are_gone_through_equally_often_for_any_number_of_shards_and_sources(
+    clips: list[StoredClip], tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, with_shards = [], write._with_shards
+    monkeypatch.setattr(write, "_with_shards", lambda *given: passes.append(Passes(with_shards(*given))) or passes[-1])
+    for most in (1, 100):
+        stage = WriteStage(output_dir=str(tmp_path / "out"), config=replace(config, clips_per_shard=most))
+        stage.process(ClipSetTask(dataset_name="clips", data=clips))
+    assert passes[0].count == passes[1].count
+    one, many = (Passes(replace(c.record, source=f"{i % n}") for i, c in enumerate(clips)) for n in (1, 4))
+    assert len(statistics_by_source(one)) == 1 and len(statistics_by_source(many)) == 4
+    assert one.count == many.count
 
 
 def test_previews_of_kept_clips_stand_together(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
