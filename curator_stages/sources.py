@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def find_videos(where: str | Path, *, leave_out: str | Path | None = None) -> li
         The videos, hidden files left out; a folder or file that cannot be read is among them, with `error`.
 
     Raises:
-        UserError: Nothing is there, it holds no video, or a package for the protocol is missing.
+        UserError: Nothing is there, it holds no video, a manifest is wrong, or a package for the protocol is missing.
     """
     where = str(where)
     files, root = _file_system(where)
@@ -78,7 +79,12 @@ def find_videos(where: str | Path, *, leave_out: str | Path | None = None) -> li
     if not found:
         kinds = ", ".join(f"*{suffix}" for suffix in sorted(VIDEO_SUFFIXES))
         raise user_error("input folder", where, f"at least one of {kinds}", "Put videos there.")
-    return sorted(found, key=lambda video: video.name)
+    found.sort(key=lambda video: video.name)
+    for one, other in itertools.pairwise(found):
+        if one.name == other.name:  # which names the clips
+            paths = sorted({one.path, other.path})
+            raise user_error(where, f"{one.name} twice ({', '.join(paths)})", "every video once", "Remove one of them.")
+    return found
 
 
 def absolute(where: str | Path) -> str:
@@ -211,12 +217,18 @@ def _state(files: fsspec.AbstractFileSystem, path: str, info: dict[str, Any]) ->
 
 def _in_manifest(files: fsspec.AbstractFileSystem, path: str) -> Iterator[SourceVideo]:
     rows = _rows(files, path)
-    if rows and _PATH_COLUMN not in rows[0]:
+    if rows and isinstance(rows[0], dict) and _PATH_COLUMN not in rows[0]:
         raise user_error(path, sorted(rows[0]), f"a column `{_PATH_COLUMN}`", "Name the column of the videos so.")
     folder = posixpath.dirname(path)
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or row.get(_PATH_COLUMN) in (None, ""):
+            raise user_error(f"{path}, row {number}", row, f"a value for `{_PATH_COLUMN}`", "Mend or remove the row.")
         told = str(row[_PATH_COLUMN])
-        target = told if is_address(told) or told.startswith("/") else _address(files, posixpath.join(folder, told))
+        target = (
+            told
+            if is_address(told) or told.startswith("/")
+            else _address(files, posixpath.normpath(posixpath.join(folder, told)))
+        )
         holder, stripped = _file_system(target) if is_address(target) else (files, files._strip_protocol(target))
         described = {key: str(row[key]) for key in DESCRIBING_COLUMNS if row.get(key) not in (None, "")}
         yield _found(holder, stripped, _below(stripped, folder), None, described)
@@ -228,10 +240,14 @@ def _rows(files: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
 
     try:
         with files.open(path, "rb") as file:
-            if path.endswith(".jsonl"):
+            suffix = posixpath.splitext(path)[1].lower()
+            if suffix == ".jsonl":
                 return [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
-            table = csv.read_csv(file) if path.endswith(".csv") else parquet.read_table(file)
-            return table.to_pylist()
+            if suffix == ".parquet":
+                return parquet.read_table(file).to_pylist()
+            # As they stand: a rollout called 0012 is not the number 12.
+            texts = csv.ConvertOptions(column_types=dict.fromkeys((_PATH_COLUMN, *DESCRIBING_COLUMNS), pa.string()))
+            return csv.read_csv(file, convert_options=texts).to_pylist()
     except (pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error}). Write it again.") from error
 

@@ -71,7 +71,7 @@ def test_glob_takes_what_matches_with_its_sidecar(videos: Path, config: Curation
     assert spans["street/drive_b.mp4"].key == plan(videos, config)["street/drive_b.mp4"].key
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "CSV", "jsonl", "parquet"])
 def test_manifest_names_and_describes_videos(
     tmp_path: Path, movies: list[bytes], config: CurationConfig, kind: str
 ) -> None:
@@ -80,12 +80,12 @@ def test_manifest_names_and_describes_videos(
         (tmp_path / name).write_bytes(data)
     elsewhere = tmp_path / "sub" / "b.mp4"
     rows = [
-        {"path": "a.mp4", "source": "kitchen", "split": "heldout", "caption": "A pot boils."},
-        {"path": str(elsewhere), "source": "", "split": "", "caption": ""},
-        {"path": "gone.mp4", "source": "", "split": "", "caption": ""},
+        {"path": "a.mp4", "source": "kitchen", "rollout": "0012", "split": "heldout", "caption": "A pot boils."},
+        {"path": str(elsewhere), "source": "", "rollout": "0013", "split": "", "caption": ""},
+        {"path": "gone.mp4", "source": "", "rollout": "", "split": "", "caption": ""},
     ]
     manifest = tmp_path / f"list.{kind}"
-    if kind == "csv":
+    if kind.lower() == "csv":
         with open(manifest, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -97,7 +97,7 @@ def test_manifest_names_and_describes_videos(
     spans = plan(manifest, config)
     assert list(spans) == ["a.mp4", "gone.mp4", "sub/b.mp4"]
     told = spans["a.mp4"].video
-    assert (told.source, told.split) == ("kitchen", "heldout")
+    assert (told.source, told.rollout, told.split) == ("kitchen", "0012", "heldout")
     (caption,) = told.captions
     assert (caption.text, caption.start_frame, caption.end_frame) == ("A pot boils.", 0, 12)
     assert spans["sub/b.mp4"].video.source == "sub" and not spans["sub/b.mp4"].video.captions
@@ -109,8 +109,21 @@ def test_manifest_without_paths_is_a_user_error(tmp_path: Path, config: Curation
     (tmp_path / "list.csv").write_text("video\na.mp4\n")
     with pytest.raises(UserError, match="column `path`"):
         plan(tmp_path / "list.csv", config)
-    (tmp_path / "list.jsonl").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as a manifest"):
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "cannot be read as a manifest"),
+        ('{"path": "a.mp4"}\n{"source": "b"}', r"list.jsonl, row 2: got .*'b'.*a value for `path`"),
+        ('{"path": "a.mp4"}\n{"path": null}', "row 2"),
+        ('{"path": "a.mp4"}\n["b.mp4"]', "row 2: .*a value for `path`"),
+        ('{"path": "a.mp4"}\n{"path": "b.mp4"}\n{"path": "./a.mp4"}', "a.mp4 twice .*every video once"),
+    ],
+)
+def test_a_wrong_row_of_a_manifest_is_named(tmp_path: Path, config: CurationConfig, text: str, told: str) -> None:
+    (tmp_path / "list.jsonl").write_text(text)
+    with pytest.raises(UserError, match=told):
         plan(tmp_path / "list.jsonl", config)
 
 
