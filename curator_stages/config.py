@@ -32,7 +32,14 @@ _SET_FIELDS = (
     "dedup_clusters",
     "clips_per_shard",
 )
-_NEUTRAL_FIELDS = ("device", "caption_endpoint", "caption_batch", "caption_retries", "caption_timeout_s")
+_NEUTRAL_FIELDS = (
+    "device",
+    "caption_endpoint",
+    "caption_batch",
+    "caption_retries",
+    "caption_timeout_s",
+    "dedup_memory_gb",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +157,8 @@ class CurationConfig:
     """The same between two simulated clips, whose scenes look alike while their motion differs."""
     dedup_clusters: int | None = None
     """Number of k-means clusters inside which clips are compared; None is the square root of the number of clips."""
+    dedup_memory_gb: float = 1.5
+    """Most memory for comparing embeddings, in GB; 1.5 is enough for 3.5 million clips, 8 for 40 million."""
     clips_per_shard: int = 256
     """Most clips in one tar."""
     device: str = "cpu"
@@ -271,6 +280,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dedup_similarity": (0.01, 1.0),
     "dedup_similarity_simulated": (0.01, 1.0),
     "dedup_clusters": (1, 10**6),
+    "dedup_memory_gb": (0.001, 10**5),
     "clips_per_shard": (1, 10**6),
 }
 

@@ -25,7 +25,7 @@ from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor,
 from curator_stages.sources import absolute
 from curator_stages.stages.aesthetic import AestheticStage
 from curator_stages.stages.caption import MOST_IN_VAIN, CaptionStage
-from curator_stages.stages.embed import EmbedStage
+from curator_stages.stages.embed import EMBEDDING_DIM, EmbedStage
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.overlay_text import OverlayTextStage
@@ -35,7 +35,7 @@ from curator_stages.stages.quality import QualityStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.save_span import SaveSpanStage
-from curator_stages.stages.semantic_dedup import SemanticDedupStage
+from curator_stages.stages.semantic_dedup import SemanticDedupStage, check_memory
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.statistics import StatisticsStage
 from curator_stages.stages.text_embed import TextEmbedStage
@@ -161,7 +161,7 @@ def curate(
 
     Raises:
         UserError: No video, unknown executor, unavailable captioner or text encoder, a captioner that never answered,
-            full disk, unwritable folder.
+            full disk, unwritable folder, `dedup_memory_gb` too little for that much video.
     """
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
@@ -173,6 +173,9 @@ def curate(
     spans = plan_spans(input_dir, output_dir, config)
     if config.captioner == "simulator":
         check_captions(spans)
+    # Clips of full length: how many there will be is known when all is done.
+    video_s = sum(s.video.num_frames / s.video.fps for s in spans if s.start_frame == 0 and not s.error)
+    check_memory(max(1, int(video_s / config.max_s)), EMBEDDING_DIM, config)
     reading_s = time.perf_counter() - started
     output = Path(output_dir).resolve()
     work = WorkFolder(output / ".work")

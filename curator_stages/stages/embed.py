@@ -15,6 +15,9 @@ from curator_stages.tasks import ClipsTask
 from curator_stages.threads import one_thread
 from nemo_cosmos.image_features import load_efficientnet, network_input
 
+EMBEDDING_DIM = 1280
+"""Numbers of an embedding."""
+
 
 @dataclass
 class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):

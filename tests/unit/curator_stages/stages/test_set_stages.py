@@ -20,11 +20,15 @@ import webdataset
 
 from curator_stages.config import CurationConfig
 from curator_stages.dedup.clips import Duplicate, mark_duplicates, ranks_of
+from curator_stages.dedup.config import SemanticDedupConfig
+from curator_stages.dedup.embedding_files import EmbeddingFiles
+from curator_stages.dedup.semantic import semantic_dedup
 from curator_stages.stages import write
+from curator_stages.stages.embed import EMBEDDING_DIM
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.report import ReportStage
-from curator_stages.stages.semantic_dedup import SemanticDedupStage, find_duplicates
+from curator_stages.stages.semantic_dedup import SemanticDedupStage, check_memory, find_duplicates
 from curator_stages.stages.statistics import StatisticsStage, statistics_by_source, statistics_of
 from curator_stages.stages.transcode import encode_h264
 from curator_stages.stages.write import WriteStage
@@ -109,6 +113,32 @@ def test_clusters_give_what_one_cluster_gives(config: CurationConfig) -> None:
     whole = duplicates(records, embeddings, config)
     assert duplicates(records, embeddings, replace(config, dedup_clusters=8)) == whole
     assert set(whole) == set(range(200)) - set(range(0, 200, 5))
+
+
+def test_memory_for_comparing_is_a_setting(config: CurationConfig) -> None:
+    for clips, least in ((3_400_000, 1.5), (40_000_000, 8.0)):
+        check_memory(clips, EMBEDDING_DIM, replace(config, dedup_memory_gb=least))
+    with pytest.raises(UserError, match=r"dedup_memory_gb: got 1.5, expected at least 1\.\d+ for 4,000,000 clips"):
+        check_memory(4_000_000, EMBEDDING_DIM, config)
+    few = [record(f"{i:05d}") for i in range(30_000)]
+    with pytest.raises(UserError, match="dedup_memory_gb: got 0.1, .*fewer dedup_clusters"):
+        find_duplicates(few, lambda: [], EMBEDDING_DIM, replace(config, dedup_memory_gb=0.1))
+
+
+def test_embeddings_are_written_as_dedup_reads_them(
+    clips: list[StoredClip], tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curator_stages.stages.semantic_dedup._FILES_AT_ONCE", 1)
+    monkeypatch.setattr("curator_stages.dedup.embedding_files._BATCHES_PER_FILE", 3)
+    rows = {c.record.clip_id: c for c in run_set(clips, tmp_path / "out", config).data}
+    files = EmbeddingFiles.open(tmp_path / "out" / "embeddings")
+    assert len(files.paths) == 2 and files.ids.tolist() == [b"a", b"b", b"c", b"d"]
+    assert files.ranks.tolist() == ranks_of([rows[name].record for name in "abcd"]).tolist()
+    np.testing.assert_array_equal(np.concatenate(list(files.batches())), near([0.99, 0.2, 0.1]))
+    result = semantic_dedup(
+        tmp_path / "out" / "embeddings", tmp_path / "dedup", SemanticDedupConfig(eps_to_extract=0.05)
+    )
+    assert pq.read_table(result.duplicates).to_pydict()["id"] == ["a"]
 
 
 def test_same_pictures_are_found_by_their_bytes(clips: list[StoredClip]) -> None:
