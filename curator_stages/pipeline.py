@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
     input_dir: str
     output_dir: str
     config: CurationConfig
+    spans: Sequence[VideoSpan] | None = None
+    """As of `VideoReaderStage`."""
     name: str = "curate_clips"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
@@ -70,7 +72,9 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
     def decompose(self) -> list[ProcessingStage]:
         """Returns the stages in their order."""
         stages: list[ProcessingStage] = [
-            VideoReaderStage(input_dir=self.input_dir, output_dir=self.output_dir, config=self.config),
+            VideoReaderStage(
+                input_dir=self.input_dir, output_dir=self.output_dir, config=self.config, spans=self.spans
+            ),
             ShotSplitStage(config=self.config),
             TranscodeStage(config=self.config),
             MotionFilterStage(config=self.config),
@@ -114,9 +118,18 @@ def _text_stages(config: CurationConfig) -> list[ProcessingStage]:
     return [TextEmbedStage(text_encoder=config.text_encoder, device=config.device)]
 
 
-def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> Pipeline:
-    """Builds the NeMo-Curator pipeline for the part that runs video by video, on any executor."""
-    stage = CurateClips(input_dir=input_dir, output_dir=output_dir, config=config)
+def clips_pipeline(
+    input_dir: str, output_dir: str, config: CurationConfig, spans: Sequence[VideoSpan] | None = None
+) -> Pipeline:
+    """Builds the NeMo-Curator pipeline for the part that runs video by video, on any executor.
+
+    Args:
+        input_dir: As of `curate`.
+        output_dir: The curated folder.
+        config: Settings.
+        spans: What `plan_spans` gave, where it has run already.
+    """
+    stage = CurateClips(input_dir=input_dir, output_dir=output_dir, config=config, spans=spans)
     return Pipeline(name="clips", description="From videos to embedded clips", stages=[stage])
 
 
@@ -169,6 +182,14 @@ def curate(
     config = with_whole_paths(config)
     if config.text_encoder is not None:
         text_encoder_fingerprint(config.text_encoder)  # which there must be, before any video is touched
+    with ray_over_allocation(executor):
+        return _curated(input_dir, output_dir, config, executor, progress)
+
+
+def _curated(
+    input_dir: str | Path, output_dir: str | Path, config: CurationConfig, executor: str, progress: bool
+) -> CurationSummary:
+    """Does what `curate` does, on the first node only where there are several."""
     started = time.perf_counter()
     spans = plan_spans(input_dir, output_dir, config)
     if config.captioner == "simulator":
@@ -180,14 +201,14 @@ def curate(
     output = Path(output_dir).resolve()
     work = WorkFolder(output / ".work")
     run_key = _run_key(spans, config)
-    with ray_over_allocation(executor), work.locked(), _quiet_curator():
+    with work.locked(), _quiet_curator():
         if work.is_finished(run_key) and (previous := _standing_result(output)):
             _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
             return replace(previous, unchanged=True)
         work.mark_unfinished()
         work.prune({span.key for span in spans})
         if not all(work.has(span.key) for span in spans):
-            _run_clips(absolute(input_dir), str(output), config, executor, progress)
+            _run_clips(absolute(input_dir), str(output), config, spans, executor, progress)
             _check_done(spans, work)
         _run_set(spans, work, str(output), config, reading_s)
         work.mark_finished(run_key)
@@ -198,7 +219,9 @@ def curate(
     return summary
 
 
-def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor: str, progress: bool) -> None:
+def _run_clips(
+    input_dir: str, output_dir: str, config: CurationConfig, spans: list[VideoSpan], executor: str, progress: bool
+) -> None:
     try:
         engine = make_executor(
             executor,
@@ -206,7 +229,7 @@ def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor
             workers=in_process_workers(config),
             on_lost=functools.partial(record_lost, output_dir),
         )
-        clips_pipeline(input_dir, output_dir, config).run(engine)
+        clips_pipeline(input_dir, output_dir, config, spans).run(engine)
     except Exception as error:
         # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
         if (cause := _user_error_in(error)) is not None and cause is not error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +23,8 @@ from curator_stages.work import WorkFolder
 from nemo_cosmos.contracts import CaptionWindow, RawVideo, Split
 from nemo_cosmos.errors import UserError
 
+_VIDEOS_AT_ONCE = 4096
+
 
 @dataclass
 class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
@@ -30,6 +35,8 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
     config: CurationConfig
     output_dir: str | None = None
     """The curated folder; None emits all spans, whatever was done before."""
+    spans: Sequence[VideoSpan] | None = None
+    """What `plan_spans` gave, where it has run already; None plans here."""
     name: str = "read"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
@@ -40,7 +47,9 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
 
     def process(self, _: EmptyTask) -> list[SpanTask]:
         """Plans the run and leaves out what is done."""
-        spans = plan_spans(self.input_dir, self.output_dir, self.config)
+        spans = self.spans
+        if spans is None:
+            spans = plan_spans(self.input_dir, self.output_dir, self.config)
         if self.output_dir is not None:
             work = WorkFolder(Path(self.output_dir) / ".work")
             spans = [span for span in spans if not work.has(span.key)]
@@ -48,7 +57,7 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
 
 
 def plan_spans(input_dir: str | Path, output_dir: str | Path | None, config: CurationConfig) -> list[VideoSpan]:
-    """Lists all spans of all videos of an input, in the order of their names.
+    """Lists all spans of all videos of an input, in the order of their names; files are opened by several threads.
 
     Args:
         input_dir: A folder, glob, manifest or tar, as `find_videos` takes it.
@@ -63,7 +72,12 @@ def plan_spans(input_dir: str | Path, output_dir: str | Path | None, config: Cur
     """
     fingerprint = config.span_fingerprint()
     videos = find_videos(input_dir, leave_out=output_dir)
-    return [span for video in videos for span in _spans_of(video, config, fingerprint)]
+    spans: list[VideoSpan] = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(videos), _VIDEOS_AT_ONCE):
+            some = videos[start : start + _VIDEOS_AT_ONCE]
+            spans += itertools.chain.from_iterable(pool.map(lambda v: _spans_of(v, config, fingerprint), some))
+    return spans
 
 
 def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> list[VideoSpan]:
