@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -49,9 +50,9 @@ def find_videos(where: str | Path, *, leave_out: str | Path | None = None) -> li
     """Lists all videos, in the order of their names.
 
     Args:
-        where: A folder (searched recursively), a glob (`*`, `**`, `?`, `[...]`), webdataset tars (`*` and
-            `{000..127}` allowed), or a manifest with the column `path` (absolute, an address, or relative to the
-            manifest) and any of `DESCRIBING_COLUMNS`. Without a protocol such as `s3://` it is on this machine.
+        where: A folder (searched recursively, through links too), a glob (`*`, `**`, `?`, `[...]`), webdataset tars
+            (`*` and `{000..127}` allowed), or a manifest with the column `path` (absolute, an address, or relative to
+            the manifest) and any of `DESCRIBING_COLUMNS`. Without a protocol such as `s3://` it is on this machine.
         leave_out: A folder on this machine whose files are none of the input.
 
     Returns:
@@ -145,10 +146,18 @@ def _is_wanted(name: str) -> bool:
 
 def _in_folder(files: fsspec.AbstractFileSystem, root: str, leave_out: str | Path | None) -> Iterator[SourceVideo]:
     left_out = None if leave_out is None or is_address(str(leave_out)) else str(Path(leave_out).resolve())
-    paths, folders = [], [root]
-    # `walk` of fsspec tells only of the topmost folder that it cannot be read.
-    while folders:
+    local = isinstance(files, LocalFileSystem)
+    paths, folders, links, seen = [], [root], [], {left_out}
+    # `walk` of fsspec tells only of the topmost folder that it cannot be read, and follows no links.
+    while folders or links:
+        if not folders:  # links come last, in order, so that what they lead back to keeps its own name
+            links.sort()
+            folders.append(links.pop(0))
         folder = folders.pop()
+        real = os.path.realpath(folder) if local else folder
+        if real in seen:
+            continue
+        seen.add(real)
         try:
             entries = files.ls(folder, detail=True)
         except OSError as error:
@@ -159,10 +168,12 @@ def _in_folder(files: fsspec.AbstractFileSystem, root: str, leave_out: str | Pat
             continue
         for entry in entries:
             path = entry["name"].rstrip("/")
-            if entry["type"] != "directory":
-                paths.append(path)
-            elif not (isinstance(files, LocalFileSystem) and path == left_out):
+            if entry["type"] == "directory":
                 folders.append(path)
+            elif entry.get("islink") and files.isdir(path):
+                links.append(path)
+            else:
+                paths.append(path)
     yield from _among(files, paths, root)
 
 

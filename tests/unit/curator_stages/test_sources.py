@@ -212,3 +212,17 @@ def test_sidecar_is_read_once_and_names_itself(tmp_path: Path, config: CurationC
     write_video(tmp_path / "v.mp4", moving_texture(4, seed=0), fps=10)
     write_json(tmp_path / "v.json", {"source": "street"})
     assert "its sidecar v.json is not a RawVideo" in plan(tmp_path, config)["v.mp4"].error
+
+
+def test_linked_folders_are_followed_and_each_is_read_once(tmp_path: Path, movies: list[bytes]) -> None:
+    for name in ("in/own/a.mp4", "elsewhere/deep/b.mp4", "in/out/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(movies[0])
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in" / "own")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "output").symlink_to(tmp_path / "in" / "out")
+    (tmp_path / "elsewhere" / "deep" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    found = find_videos(tmp_path / "in", leave_out=tmp_path / "in" / "out")
+    assert [video.name for video in found] == ["linked/deep/b.mp4", "own/a.mp4"]
+    assert all(video.error is None for video in found)
