@@ -39,6 +39,7 @@ _NEUTRAL_FIELDS = (
     "caption_spans",
     "caption_retries",
     "caption_timeout_s",
+    "dedup_memory_gb",
 )
 
 
@@ -88,7 +89,8 @@ class CurationConfig:
     span_s: float = 30.0
     """Seconds of a video that one task decodes; bounds memory and lets a long video be worked on in parallel."""
     max_clips_per_video: int | None = None
-    """Most clips to take from one video, spread evenly over its length; None takes all."""
+    """Most clips to take from one video, spread evenly over its length; None takes all. Each part that it leaves out is
+    a rejected row with its length."""
     heldout_percent: float = 10.0
     """Share of the videos without sidecar that is held out, in percent, by a hash of the file name."""
     shot_detector: ShotDetector = "content"
@@ -162,6 +164,8 @@ class CurationConfig:
     """The same between two simulated clips, whose scenes look alike while their motion differs."""
     dedup_clusters: int | None = None
     """Number of k-means clusters inside which clips are compared; None is the square root of the number of clips."""
+    dedup_memory_gb: float = 1.5
+    """Most memory for comparing embeddings, in GB; 1.5 is enough for 3.5 million clips, 8 for 40 million."""
     clips_per_shard: int = 256
     """Most clips in one tar."""
     device: str = "cpu"
@@ -285,6 +289,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dedup_similarity": (0.01, 1.0),
     "dedup_similarity_simulated": (0.01, 1.0),
     "dedup_clusters": (1, 10**6),
+    "dedup_memory_gb": (0.001, 10**5),
     "clips_per_shard": (1, 10**6),
 }
 

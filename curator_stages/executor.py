@@ -145,11 +145,18 @@ def ray_over_allocation(executor: str) -> Iterator[None]:
     On the first node Ray's head is started and waited for until all nodes have joined; on the others this call ends
     the program when the first node is done. Outside such an allocation nothing happens: the executors start Ray on
     this machine, or take the cluster that `RAY_ADDRESS` names.
+
+    Raises:
+        UserError: A node has more than one task: each would start a Ray of its own.
     """
     nodes = int(os.environ.get("SLURM_NNODES", "1"))
     if executor == "in_process" or nodes == 1 or "SLURM_ARRAY_TASK_ID" in os.environ:
         yield
         return
+    # A step's own numbers, where there are any, count; those of the job may be larger.
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or nodes)
+    if tasks != nodes:
+        raise user_error("SLURM_NTASKS", tasks, f"{nodes}, one for each node", "Submit with --ntasks-per-node=1.")
     from nemo_curator.core.client import SlurmRayClient
 
     print(f"Ray over {nodes} nodes of Slurm job {os.environ.get('SLURM_JOB_ID')}", file=sys.stderr)

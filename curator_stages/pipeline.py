@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,13 +20,13 @@ from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import EmptyTask, Task
 
-from curator_stages.captioning.captioner import captioner_gpus, check_captioner, loads_model
+from curator_stages.captioning.captioner import check_captioner, loads_model
 from curator_stages.config import CurationConfig, load_config
 from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor, ray_over_allocation
 from curator_stages.sources import absolute
 from curator_stages.stages.aesthetic import AestheticStage
 from curator_stages.stages.caption import MOST_IN_VAIN, CaptionStage
-from curator_stages.stages.embed import EmbedStage
+from curator_stages.stages.embed import EMBEDDING_DIM, EmbedStage
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.overlay_text import OverlayTextStage
@@ -36,7 +36,7 @@ from curator_stages.stages.quality import QualityStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.save_span import SaveSpanStage
-from curator_stages.stages.semantic_dedup import SemanticDedupStage
+from curator_stages.stages.semantic_dedup import SemanticDedupStage, check_memory
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.statistics import StatisticsStage
 from curator_stages.stages.text_embed import TextEmbedStage
@@ -60,6 +60,8 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
     input_dir: str
     output_dir: str
     config: CurationConfig
+    spans: Sequence[VideoSpan] | None = None
+    """As of `VideoReaderStage`."""
     name: str = "curate_clips"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
@@ -71,7 +73,9 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
     def decompose(self) -> list[ProcessingStage]:
         """Returns the stages in their order."""
         stages: list[ProcessingStage] = [
-            VideoReaderStage(input_dir=self.input_dir, output_dir=self.output_dir, config=self.config),
+            VideoReaderStage(
+                input_dir=self.input_dir, output_dir=self.output_dir, config=self.config, spans=self.spans
+            ),
             ShotSplitStage(config=self.config),
             TranscodeStage(config=self.config),
             MotionFilterStage(config=self.config),
@@ -83,23 +87,9 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             *_text_stages(self.config),
             SaveSpanStage(output_dir=self.output_dir),
         ]
-        return [stage.with_(resources=self._resources_of(stage, len(stages))) for stage in stages]
-
-    def _resources_of(self, stage: ProcessingStage, num_stages: int) -> Resources:
-        """Lets all stages be resident at once on a small machine, where each would else wait for a whole core."""
-        share = min(1.0, 0.7 * (os.cpu_count() or 1) / num_stages)
-        gpus = 0.0
-        if isinstance(stage, CaptionStage):
-            gpus = captioner_gpus(self.config)
-        elif isinstance(stage, TranscodeStage):
-            gpus = encoder_gpus(self.config)
-        elif isinstance(stage, _NETWORK_STAGES) and self.config.device != "cpu":
-            gpus = 0.25
-        return Resources(cpus=round(share, 2), gpus=gpus)
-
-
-_NETWORK_STAGES = (AestheticStage, EmbedStage, OverlayTextStage, ShotSplitStage, TextEmbedStage, VideoTypeStage)
-"""Stages that run a network on `device`, of which a quarter of a GPU is enough for each."""
+        # All are to be resident at once on a small machine, where each would else wait for a whole core.
+        share = round(min(1.0, 0.7 * (os.cpu_count() or 1) / len(stages)), 2)
+        return [stage.with_(resources=replace(stage.resources, cpus=share)) for stage in stages]
 
 
 def _looking_stages(config: CurationConfig) -> list[ProcessingStage]:
@@ -129,9 +119,18 @@ def _text_stages(config: CurationConfig) -> list[ProcessingStage]:
     return [TextEmbedStage(text_encoder=config.text_encoder, device=config.device)]
 
 
-def clips_pipeline(input_dir: str, output_dir: str, config: CurationConfig) -> Pipeline:
-    """Builds the NeMo-Curator pipeline for the part that runs video by video, on any executor."""
-    stage = CurateClips(input_dir=input_dir, output_dir=output_dir, config=config)
+def clips_pipeline(
+    input_dir: str, output_dir: str, config: CurationConfig, spans: Sequence[VideoSpan] | None = None
+) -> Pipeline:
+    """Builds the NeMo-Curator pipeline for the part that runs video by video, on any executor.
+
+    Args:
+        input_dir: As of `curate`.
+        output_dir: The curated folder.
+        config: Settings.
+        spans: What `plan_spans` gave, where it has run already.
+    """
+    stage = CurateClips(input_dir=input_dir, output_dir=output_dir, config=config, spans=spans)
     return Pipeline(name="clips", description="From videos to embedded clips", stages=[stage])
 
 
@@ -177,7 +176,7 @@ def curate(
 
     Raises:
         UserError: No video, unknown executor, unavailable captioner or text encoder, a captioner that never answered,
-            full disk, unwritable folder.
+            full disk, unwritable folder, `dedup_memory_gb` too little for that much video.
     """
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
@@ -185,15 +184,26 @@ def curate(
     config = with_whole_paths(config)
     if config.text_encoder is not None:
         text_encoder_fingerprint(config.text_encoder)  # which there must be, before any video is touched
+    with ray_over_allocation(executor):
+        return _curated(input_dir, output_dir, config, executor, progress)
+
+
+def _curated(
+    input_dir: str | Path, output_dir: str | Path, config: CurationConfig, executor: str, progress: bool
+) -> CurationSummary:
+    """Does what `curate` does, on the first node only where there are several."""
     started = time.perf_counter()
     spans = plan_spans(input_dir, output_dir, config)
     if config.captioner == "simulator":
         check_captions(spans)
+    # Clips of full length: how many there will be is known when all is done.
+    video_s = sum(s.video.num_frames / s.video.fps for s in spans if s.start_frame == 0 and not s.error)
+    check_memory(max(1, int(video_s / config.max_s)), EMBEDDING_DIM, config)
     reading_s = time.perf_counter() - started
     output = Path(output_dir).resolve()
     work = WorkFolder(output / ".work")
     run_key = _run_key(spans, config)
-    with ray_over_allocation(executor), work.locked(), _quiet_curator():
+    with work.locked(), _quiet_curator():
         settled = all(work.is_settled(span.key) for span in spans)
         if settled and work.is_finished(run_key) and (previous := _standing_result(output)):
             _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
@@ -201,7 +211,7 @@ def curate(
         work.mark_unfinished()
         work.prune({span.key for span in spans})
         if not settled:
-            _run_clips(absolute(input_dir), str(output), config, executor, progress)
+            _run_clips(absolute(input_dir), str(output), config, spans, executor, progress)
             _check_done(spans, work)
         _run_set(spans, work, str(output), config, reading_s)
         work.mark_finished(run_key)
@@ -210,13 +220,17 @@ def curate(
         _say(f"{failed} of {len(spans)} pieces of video failed in part; run again to try these anew", progress)
     summary = CurationSummary.from_dict(read_json(output / "report.json"))
     _say(f"{output}: {summary.num_kept} clips kept of {summary.num_clips}; see {summary.report_html}", progress)
+    if summary.left_out_s:
+        _say(f"max_clips_per_video left out {summary.left_out_s / 60:.1f} minutes of video", progress)
     return summary
 
 
-def _run_clips(input_dir: str, output_dir: str, config: CurationConfig, executor: str, progress: bool) -> None:
+def _run_clips(
+    input_dir: str, output_dir: str, config: CurationConfig, spans: list[VideoSpan], executor: str, progress: bool
+) -> None:
     try:
         engine = clips_executor(executor, output_dir, config, progress=progress)
-        clips_pipeline(input_dir, output_dir, config).run(engine)
+        clips_pipeline(input_dir, output_dir, config, spans).run(engine)
     except Exception as error:
         # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
         if (cause := _user_error_in(error)) is not None and cause is not error:

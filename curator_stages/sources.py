@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -50,16 +52,16 @@ def find_videos(where: str | Path, *, leave_out: str | Path | None = None) -> li
     """Lists all videos, in the order of their names.
 
     Args:
-        where: A folder (searched recursively), a glob (`*`, `**`, `?`, `[...]`), webdataset tars (`*` and
-            `{000..127}` allowed), or a manifest with the column `path` (absolute, an address, or relative to the
-            manifest) and any of `DESCRIBING_COLUMNS`. Without a protocol such as `s3://` it is on this machine.
+        where: A folder (searched recursively, through links too), a glob (`*`, `**`, `?`, `[...]`), webdataset tars
+            (`*` and `{000..127}` allowed), or a manifest with the column `path` (absolute, an address, or relative to
+            the manifest) and any of `DESCRIBING_COLUMNS`. Without a protocol such as `s3://` it is on this machine.
         leave_out: A folder on this machine whose files are none of the input.
 
     Returns:
         The videos, hidden files left out; a folder or file that cannot be read is among them, with `error`.
 
     Raises:
-        UserError: Nothing is there, it holds no video, or a package for the protocol is missing.
+        UserError: Nothing is there, it holds no video, a manifest is wrong, or a package for the protocol is missing.
     """
     where = str(where)
     files, root = _file_system(where)
@@ -80,7 +82,12 @@ def find_videos(where: str | Path, *, leave_out: str | Path | None = None) -> li
     if not found:
         kinds = ", ".join(f"*{suffix}" for suffix in sorted(VIDEO_SUFFIXES))
         raise user_error("input folder", where, f"at least one of {kinds}", "Put videos there.")
-    return sorted(found, key=lambda video: video.name)
+    found.sort(key=lambda video: video.name)
+    for one, other in itertools.pairwise(found):
+        if one.name == other.name:  # which names the clips
+            paths = sorted({one.path, other.path})
+            raise user_error(where, f"{one.name} twice ({', '.join(paths)})", "every video once", "Remove one of them.")
+    return found
 
 
 def absolute(where: str | Path) -> str:
@@ -141,10 +148,18 @@ def _is_wanted(name: str) -> bool:
 
 def _in_folder(files: fsspec.AbstractFileSystem, root: str, leave_out: str | Path | None) -> Iterator[SourceVideo]:
     left_out = None if leave_out is None or is_address(str(leave_out)) else str(Path(leave_out).resolve())
-    paths, folders = [], [root]
-    # `walk` of fsspec tells only of the topmost folder that it cannot be read.
-    while folders:
+    local = isinstance(files, LocalFileSystem)
+    paths, folders, links, seen = [], [root], [], {left_out}
+    # `walk` of fsspec tells only of the topmost folder that it cannot be read, and follows no links.
+    while folders or links:
+        if not folders:  # links come last, in order, so that what they lead back to keeps its own name
+            links.sort()
+            folders.append(links.pop(0))
         folder = folders.pop()
+        real = os.path.realpath(folder) if local else folder
+        if real in seen:
+            continue
+        seen.add(real)
         try:
             entries = files.ls(folder, detail=True)
         except OSError as error:
@@ -155,10 +170,12 @@ def _in_folder(files: fsspec.AbstractFileSystem, root: str, leave_out: str | Pat
             continue
         for entry in entries:
             path = entry["name"].rstrip("/")
-            if entry["type"] != "directory":
-                paths.append(path)
-            elif not (isinstance(files, LocalFileSystem) and path == left_out):
+            if entry["type"] == "directory":
                 folders.append(path)
+            elif entry.get("islink") and files.isdir(path):
+                links.append(path)
+            else:
+                paths.append(path)
     yield from _among(files, paths, root)
 
 
@@ -213,12 +230,18 @@ def _state(files: fsspec.AbstractFileSystem, path: str, info: dict[str, Any]) ->
 
 def _in_manifest(files: fsspec.AbstractFileSystem, path: str) -> Iterator[SourceVideo]:
     rows = _rows(files, path)
-    if rows and _PATH_COLUMN not in rows[0]:
+    if rows and isinstance(rows[0], dict) and _PATH_COLUMN not in rows[0]:
         raise user_error(path, sorted(rows[0]), f"a column `{_PATH_COLUMN}`", "Name the column of the videos so.")
     folder = posixpath.dirname(path)
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or row.get(_PATH_COLUMN) in (None, ""):
+            raise user_error(f"{path}, row {number}", row, f"a value for `{_PATH_COLUMN}`", "Mend or remove the row.")
         told = str(row[_PATH_COLUMN])
-        target = told if is_address(told) or told.startswith("/") else _address(files, posixpath.join(folder, told))
+        target = (
+            told
+            if is_address(told) or told.startswith("/")
+            else _address(files, posixpath.normpath(posixpath.join(folder, told)))
+        )
         holder, stripped = _file_system(target) if is_address(target) else (files, files._strip_protocol(target))
         described = {key: str(row[key]) for key in DESCRIBING_COLUMNS if row.get(key) not in (None, "")}
         yield _found(holder, stripped, _below(stripped, folder), None, described)
@@ -230,10 +253,14 @@ def _rows(files: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
 
     try:
         with files.open(path, "rb") as file:
-            if path.endswith(".jsonl"):
+            suffix = posixpath.splitext(path)[1].lower()
+            if suffix == ".jsonl":
                 return [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
-            table = csv.read_csv(file) if path.endswith(".csv") else parquet.read_table(file)
-            return table.to_pylist()
+            if suffix == ".parquet":
+                return parquet.read_table(file).to_pylist()
+            # As they stand: a rollout called 0012 is not the number 12.
+            texts = csv.ConvertOptions(column_types=dict.fromkeys((_PATH_COLUMN, *DESCRIBING_COLUMNS), pa.string()))
+            return csv.read_csv(file, convert_options=texts).to_pylist()
     except (pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error}). Write it again.") from error
 

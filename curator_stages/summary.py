@@ -47,6 +47,8 @@ class CurationSummary(Record):
     num_kept: int
     kept_seconds: float
     """Length of all kept clips together."""
+    left_out_s: float = 0.0
+    """Length of the video that `max_clips_per_video` left out."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Number of clips by the stage that rejected them."""
     kept_by_source: dict[str, int] = field(default_factory=dict)
@@ -70,6 +72,7 @@ def summarise(output_dir: str, records: Sequence[ClipRecord], seconds: dict[str,
         num_clips=len(records),
         num_kept=len(kept),
         kept_seconds=round(sum(r.num_frames / r.fps for r in kept), 3),
+        left_out_s=round(sum(r.scores.get("left_out_s", 0.0) for r in records), 3),
         rejected=dict(sorted(Counter(r.rejected_by for r in records if r.rejected_by).items())),
         kept_by_source=dict(sorted(Counter(r.source for r in kept).items())),
         seconds={name: round(seconds[name], 3) for name in STAGE_ORDER if name in seconds},

@@ -30,7 +30,7 @@ class VideoSpan:
     end_frame: int | None = None
     """One past the last frame; None reads to the end of the file."""
     max_clips: int | None = None
-    """Most clips to take from this span."""
+    """Most clips to take from this span; with 0 it is not decoded, and one row tells what is left out."""
     error: str | None = None
     """Why the video cannot be used, found before decoding."""
 
@@ -177,7 +177,7 @@ def clip_id_of(source_video: str, start_frame: int, end_frame: int) -> str:
 def empty_clip(
     span: VideoSpan, stage: str, reason: str, *, start_frame: int | None = None, failed: bool = False
 ) -> Clip:
-    """Makes the rejected row of a span, or of the rest of a span, that gave no frames."""
+    """Makes the rejected row of a span, or of the rest of a span, that gave no clips."""
     start = span.start_frame if start_frame is None else start_frame
     record = ClipRecord(
         clip_id=clip_id_of(span.source_video, start, start),

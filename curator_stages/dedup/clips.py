@@ -71,14 +71,25 @@ class ClipRules(PairRules):
         return self._penalty if self._simulated[row] and self._simulated[other] else 0.0
 
 
+class LookAlikeRules:
+    """Clips of two videos may look alike; of simulated ones only those that show the same part of one rollout."""
+
+    def __init__(self, records: Sequence[ClipRecord]) -> None:
+        """Takes the clips in the order of their numbers."""
+        self._simulated = np.array([is_simulated(record) for record in records])
+        self._videos = _numbered([(record.source_video,) for record in records])
+        self._shown = _numbered([(record.source, record.rollout, *_shown(record)) for record in records])
+
+    def comparable(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Says of pairs, int64 [P] each, which may be held against each other: bool [P]."""
+        both = self._simulated[ones] & self._simulated[others]
+        copies = self._shown[ones] == self._shown[others]
+        return np.where(both, copies, self._videos[ones] != self._videos[others])
+
+
 def is_simulated(record: ClipRecord) -> bool:
     """Says whether a clip comes with what a simulator did."""
     return record.conditions.actions is not None
-
-
-def is_copy(record: ClipRecord, other: ClipRecord) -> bool:
-    """Says whether two clips show the same part of one rollout, as in two files of which one is a copy."""
-    return (record.source, record.rollout, *_shown(record)) == (other.source, other.rollout, *_shown(other))
 
 
 def _shown(record: ClipRecord) -> tuple[str | None, int, int]:
@@ -104,13 +115,10 @@ def mark_duplicates(
     Returns:
         All clips; a duplicate's tag names the clip that is kept for it, its reason the one that it is nearest to.
     """
-    marked = list(clips)
+    marked, roots = list(clips), _kept_ones(found)
     for position, duplicate in found.items():
-        root = duplicate.of
-        while root in found:
-            root = found[root].of
         record = clips[places[position]].record
-        nearest, kept = (clips[places[i]].record.clip_id for i in (duplicate.of, root))
+        nearest, kept = (clips[places[i]].record.clip_id for i in (duplicate.of, roots[position]))
         record = replace(
             record,
             rejected_by=stage,
@@ -120,3 +128,15 @@ def mark_duplicates(
         )
         marked[places[position]] = replace(clips[places[position]], record=record)
     return marked
+
+
+def _kept_ones(found: Mapping[int, Duplicate]) -> dict[int, int]:
+    """Returns where the chain of better ones of each duplicate ends; every link is followed once."""
+    ends: dict[int, int] = {}
+    for position in found:
+        chain, link = [], position
+        while link in found and link not in ends:
+            chain.append(link)
+            link = found[link].of
+        ends |= dict.fromkeys(chain, ends.get(link, link))
+    return ends

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from curator_stages.dedup.neighbours import Batches
 from nemo_cosmos.errors import user_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS_AT_ONCE = 8192
+_BATCHES_PER_FILE = 64
 _BETTER_IF_LARGER = ("pixels", "duration_s")
 
 
@@ -71,6 +73,39 @@ class EmbeddingFiles:
                     "embedding", "lists of several lengths", f"{self.dim} numbers each", "Write them anew."
                 )
             yield values.reshape(-1, self.dim)
+
+
+def write_embedding_files(
+    folder: Path, ids: Sequence[str], pixels: Sequence[float], durations_s: Sequence[float], batches: Batches
+) -> None:
+    """Writes what `EmbeddingFiles` reads.
+
+    Args:
+        folder: Is made.
+        ids: Names, N.
+        pixels: Of the source, height times width; N.
+        durations_s: N.
+        batches: Gives the embeddings, float32 [n, D] each, together N.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    start, writer = 0, None
+    for number, batch in enumerate(batches()):
+        part = slice(start, start + len(batch))
+        start += len(batch)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(batch.ravel()), batch.shape[1])
+        columns = {"id": ids[part], "embedding": vectors, "pixels": pixels[part], "duration_s": durations_s[part]}
+        table = pa.table(columns)
+        if number % _BATCHES_PER_FILE == 0:
+            if writer is not None:
+                writer.close()
+            writer = pq.ParquetWriter(folder / f"part-{number // _BATCHES_PER_FILE:06d}.parquet", table.schema)
+        assert writer is not None
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
 
 
 def _batches(paths: tuple[str, ...], columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -98,21 +98,29 @@ class _Plan:
     @classmethod
     def of(cls, count: int, dim: int, config: SemanticDedupConfig) -> _Plan:
         clusters = config.num_clusters(count)
-        # Of every embedding: its id, rank, place in the draw, and what is found; then centroids and their distances.
-        fixed = 64 * count + (12 * dim + 12 * clusters) * clusters
-        budget = config.memory_gb * 1e9 - fixed
         row = 4 * dim + 8
-        wanted = _SAMPLE_PER_CLUSTER * clusters * row
-        if budget < 2 * max(wanted, 1024 * row):
-            least = (fixed + 2 * max(wanted, 1024 * row)) / 1e9
+        least = least_memory_gb(count, dim, clusters)
+        if config.memory_gb < least:
             expected = f"at least {least:.2f} for {count:,} embeddings of {dim} numbers in {clusters:,} clusters"
             raise user_error("memory_gb", config.memory_gb, expected, "Give more, or fewer n_clusters.")
+        budget = config.memory_gb * 1e9 - _fixed_bytes(count, dim, clusters)
         return cls(
             run_rows=min(count, int(budget / 3 / row)),
             sample_rows=min(count, _SAMPLE_PER_CLUSTER * clusters),
             piece_rows=int(budget / 6 / row),
             visit_rows=max(64, min(8192, int(budget / 6 / (16 * clusters)))),
         )
+
+
+def least_memory_gb(count: int, dim: int, clusters: int) -> float:
+    """Returns the least `memory_gb` that so many embeddings of `dim` numbers can be compared with."""
+    row = 4 * dim + 8
+    return (_fixed_bytes(count, dim, clusters) + 2 * row * max(_SAMPLE_PER_CLUSTER * clusters, 1024)) / 1e9
+
+
+def _fixed_bytes(count: int, dim: int, clusters: int) -> int:
+    """Counts each embedding's rank, place in the draw, and what is found; then centroids and their distances."""
+    return 64 * count + (12 * dim + 12 * clusters) * clusters
 
 
 def _runs(batches: Batches, most: int, dim: int, unit: bool) -> Callable[[], Iterable[tuple[int, np.ndarray]]]:

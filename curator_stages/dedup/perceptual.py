@@ -11,6 +11,8 @@ BITS = 64 * FRAMES
 MOST_APART = 31
 """Largest distance in bits that `close_pairs` finds without loss."""
 _SMALL = 32
+_QUERIES_AT_ONCE = 128
+"""Each may be close to all others."""
 _LEAST_CONTRAST = 4.0
 """Standard deviation of grey values in [0, 255]; below, the bits would tell of noise."""
 
@@ -40,7 +42,7 @@ def perceptual_hash(frames: np.ndarray) -> np.ndarray | None:
     return np.concatenate(hashes)
 
 
-def close_pairs(hashes: np.ndarray, most_apart: int) -> Iterator[tuple[int, int, int]]:
+def close_pairs(hashes: np.ndarray, most_apart: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Finds all pairs of hashes that differ in few bits.
 
     Of 16 parts of 16 bits, two hashes that differ in at most 31 bits have one part that differs in at most one bit.
@@ -50,7 +52,7 @@ def close_pairs(hashes: np.ndarray, most_apart: int) -> Iterator[tuple[int, int,
         most_apart: Largest distance in bits, at most 31.
 
     Yields:
-        Two numbers, the smaller first, and their distance in bits.
+        Some pairs at a time, int64 [P] each: the smaller number, the larger one, and their distance in bits.
     """
     import faiss
 
@@ -58,10 +60,8 @@ def close_pairs(hashes: np.ndarray, most_apart: int) -> Iterator[tuple[int, int,
     index = faiss.IndexBinaryMultiHash(BITS, 16, 16)
     index.nflip = 1
     index.add(hashes)
-    for start in range(0, len(hashes), 1024):
-        limits, distances, found = index.range_search(hashes[start : start + 1024], most_apart + 1)
-        for i in range(len(limits) - 1):
-            part = slice(limits[i], limits[i + 1])
-            for other, distance in zip(found[part].tolist(), distances[part].tolist(), strict=True):
-                if start + i < other and distance <= most_apart:
-                    yield start + i, other, int(distance)
+    for start in range(0, len(hashes), _QUERIES_AT_ONCE):
+        limits, distances, others = index.range_search(hashes[start : start + _QUERIES_AT_ONCE], most_apart + 1)
+        ones = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits).astype(np.int64))
+        close = (ones < others) & (distances <= most_apart)
+        yield ones[close], others[close], distances[close].astype(np.int64)

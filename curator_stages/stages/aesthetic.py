@@ -13,6 +13,7 @@ from nemo_curator.stages.resources import Resources
 from curator_stages.clip_model import ClipModel
 from curator_stages.config import CurationConfig
 from curator_stages.faults import failing_alone
+from curator_stages.gpu_shares import network_gpus, with_gpus
 from curator_stages.tasks import ClipsTask
 from nemo_cosmos.errors import UserError
 
@@ -36,6 +37,10 @@ class AestheticStage(ProcessingStage[ClipsTask, ClipsTask]):
     name: str = "aesthetic_filter"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Asks for a share of a GPU where the network runs on one."""
+        self.resources = with_gpus(self.resources, network_gpus(self.config.device))
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Clips with samples."""

@@ -10,11 +10,19 @@ from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
-from curator_stages.captioning.captioner import Answer, Captioner, CaptionError, CaptionRequest, make_captioner
+from curator_stages.captioning.captioner import (
+    Answer,
+    Captioner,
+    CaptionError,
+    CaptionRequest,
+    captioner_gpus,
+    make_captioner,
+)
 from curator_stages.captioning.prompts import prompt_of, refining
 from curator_stages.conditions import slice_captions
 from curator_stages.config import CurationConfig
 from curator_stages.faults import reason_of
+from curator_stages.gpu_shares import with_gpus
 from curator_stages.tasks import Clip, ClipsTask
 from nemo_cosmos.contracts import CaptionWindow
 from nemo_cosmos.errors import UserError
@@ -36,6 +44,10 @@ class CaptionStage(ProcessingStage[ClipsTask, ClipsTask]):
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
     """Spans whose windows are asked about together."""
+
+    def __post_init__(self) -> None:
+        """Asks for a GPU where the model is held on one."""
+        self.resources = with_gpus(self.resources, captioner_gpus(self.config))
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Clips with frames."""

@@ -11,9 +11,13 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
 from curator_stages.faults import failing_alone
+from curator_stages.gpu_shares import network_gpus, with_gpus
 from curator_stages.tasks import ClipsTask
 from curator_stages.threads import one_thread
 from nemo_cosmos.image_features import load_efficientnet, network_input
+
+EMBEDDING_DIM = 1280
+"""Numbers of an embedding."""
 
 
 @dataclass
@@ -24,6 +28,10 @@ class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
     name: str = "embed"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Asks for a share of a GPU where the network runs on one."""
+        self.resources = with_gpus(self.resources, network_gpus(self.config.device))
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Clips with frames."""

@@ -11,6 +11,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
 from curator_stages.faults import failing_alone
+from curator_stages.gpu_shares import network_gpus, with_gpus
 from curator_stages.tasks import ClipsTask
 from curator_stages.text_detector import TextDetector
 
@@ -31,6 +32,10 @@ class OverlayTextStage(ProcessingStage[ClipsTask, ClipsTask]):
     name: str = "overlay_text"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Asks for a share of a GPU where the network runs on one."""
+        self.resources = with_gpus(self.resources, network_gpus(self.config.device))
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Clips with samples."""

@@ -9,11 +9,13 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
-from curator_stages.dedup.clips import Duplicate, is_copy, is_simulated, mark_duplicates, ranks_of
+from curator_stages.dedup.clips import Duplicate, LookAlikeRules, mark_duplicates, ranks_of
 from curator_stages.dedup.perceptual import BITS, close_pairs, perceptual_hash
 from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipSetTask, ClipsTask
 from nemo_cosmos.contracts import ClipRecord
+
+_NONE = np.iinfo(np.int64).max
 
 
 @dataclass
@@ -87,22 +89,18 @@ def find_look_alikes(records: list[ClipRecord], hashes: np.ndarray, most_apart: 
         Duplicates by position.
     """
     ranks = ranks_of(records)
-    nearest: dict[int, tuple[int, int]] = {}
-    for one, other, distance in close_pairs(hashes, most_apart):
-        if _comparable(records[one], records[other]):
-            better, worse = sorted((one, other), key=lambda i: ranks[i])
-            nearest[worse] = min(
-                nearest.get(worse, (distance, better)), (distance, better), key=lambda n: (n[0], ranks[n[1]])
-            )
-    return {
-        worse: Duplicate(
-            better, f"looks like {{}} ({distance} of {BITS} bits differ)", {"dedup_hash_distance": distance}
-        )
-        for worse, (distance, better) in nearest.items()
-    }
-
-
-def _comparable(record: ClipRecord, other: ClipRecord) -> bool:
-    if is_simulated(record) and is_simulated(other):
-        return is_copy(record, other)
-    return record.source_video != other.source_video
+    by_rank = np.argsort(ranks)
+    rules = LookAlikeRules(records)
+    # The nearest one's distance and, among equally near ones, the best rank, as one number that is the smaller for it.
+    nearest = np.full(len(records), _NONE)
+    for ones, others, distances in close_pairs(hashes, most_apart):
+        better = np.where(ranks[ones] < ranks[others], ones, others)
+        keys = distances * len(records) + ranks[better]
+        comparable = rules.comparable(ones, others)
+        np.minimum.at(nearest, (ones + others - better)[comparable], keys[comparable])
+    found = {}
+    for worse in np.flatnonzero(nearest != _NONE).tolist():
+        distance, rank = divmod(int(nearest[worse]), len(records))
+        told = f"looks like {{}} ({distance} of {BITS} bits differ)"
+        found[worse] = Duplicate(int(by_rank[rank]), told, {"dedup_hash_distance": distance})
+    return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +24,8 @@ from curator_stages.work import WorkFolder
 from nemo_cosmos.contracts import CaptionWindow, RawVideo, Split
 from nemo_cosmos.errors import UserError
 
+_VIDEOS_AT_ONCE = 4096
+
 
 @dataclass
 class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
@@ -31,6 +36,8 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
     config: CurationConfig
     output_dir: str | None = None
     """The curated folder; None emits all spans, whatever was done before."""
+    spans: Sequence[VideoSpan] | None = None
+    """What `plan_spans` gave, where it has run already; None plans here."""
     name: str = "read"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
@@ -41,7 +48,9 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
 
     def process(self, _: EmptyTask) -> list[SpanTask]:
         """Plans the run and leaves out what is done."""
-        spans = plan_spans(self.input_dir, self.output_dir, self.config)
+        spans = self.spans
+        if spans is None:
+            spans = plan_spans(self.input_dir, self.output_dir, self.config)
         if self.output_dir is not None:
             work = WorkFolder(Path(self.output_dir) / ".work")
             spans = [span for span in spans if not work.is_settled(span.key)]
@@ -49,7 +58,7 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
 
 
 def plan_spans(input_dir: str | Path, output_dir: str | Path | None, config: CurationConfig) -> list[VideoSpan]:
-    """Lists all spans of all videos of an input, in the order of their names.
+    """Lists all spans of all videos of an input, in the order of their names; files are opened by several threads.
 
     Args:
         input_dir: A folder, glob, manifest or tar, as `find_videos` takes it.
@@ -64,7 +73,12 @@ def plan_spans(input_dir: str | Path, output_dir: str | Path | None, config: Cur
     """
     fingerprint = config.span_fingerprint()
     videos = find_videos(input_dir, leave_out=output_dir)
-    return [span for video in videos for span in _spans_of(video, config, fingerprint)]
+    spans: list[VideoSpan] = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(videos), _VIDEOS_AT_ONCE):
+            some = videos[start : start + _VIDEOS_AT_ONCE]
+            spans += itertools.chain.from_iterable(pool.map(lambda v: _spans_of(v, config, fingerprint), some))
+    return spans
 
 
 def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> list[VideoSpan]:
@@ -103,7 +117,7 @@ def _borders(info: VideoInfo, config: CurationConfig) -> list[tuple[int, int | N
     """Returns start, end and largest number of clips of each span; the last one reads to the end of the file.
 
     The limit on clips is dealt out over the spans; when there are more spans than clips allowed, evenly spaced ones
-    are taken.
+    are taken, and what lies between two of them is a span without clips.
     """
     length = max(1, round(config.span_s * info.fps))
     count = max(1, round(info.num_frames / length))
@@ -112,10 +126,15 @@ def _borders(info: VideoInfo, config: CurationConfig) -> list[tuple[int, int | N
         range(count) if cap is None or count <= cap else [round(i * (count - 1) / max(1, cap - 1)) for i in range(cap)]
     )
     borders: list[tuple[int, int | None, int | None]] = []
+    reached = 0
     for position, index in enumerate(chosen):
+        if index > reached:
+            borders.append((reached * length, index * length, 0))
         share = None if cap is None else cap // len(chosen) + (position < cap % len(chosen))
-        end = None if index == count - 1 else (index + 1) * length
-        borders.append((index * length, end, share))
+        reached = index + 1
+        borders.append((index * length, None if reached == count else reached * length, share))
+    if reached < count:
+        borders.append((reached * length, None, 0))
     return borders
 
 

@@ -74,6 +74,7 @@ def build_page(summary: CurationSummary, clips: list[StoredClip]) -> Page:
             ("of all clips kept", f"{summary.num_kept / max(1, summary.num_clips):.0%}"),
             ("minutes of video kept", f"{summary.kept_seconds / 60:.1f}"),
             ("shards", f"{len(summary.shards):,}"),
+            *([("minutes left out", f"{summary.left_out_s / 60:.1f}")] if summary.left_out_s else []),
         ]
     )
     page.section("Funnel")

@@ -13,9 +13,10 @@ from nemo_curator.stages.resources import Resources
 from curator_stages.config import CurationConfig
 from curator_stages.dedup.clips import ClipRules, Duplicate, mark_duplicates, ranks_of
 from curator_stages.dedup.config import SemanticDedupConfig
-from curator_stages.dedup.neighbours import Batches, nearest_better
+from curator_stages.dedup.neighbours import Batches, least_memory_gb, nearest_better
 from curator_stages.tasks import ClipSetTask
 from nemo_cosmos.contracts import ClipRecord
+from nemo_cosmos.errors import user_error
 
 _FILES_AT_ONCE = 1024
 _ROUNDING = 1e-7
@@ -46,7 +47,11 @@ class SemanticDedupStage(ProcessingStage[ClipSetTask, ClipSetTask]):
         return ["data"], []
 
     def process(self, task: ClipSetTask) -> ClipSetTask:
-        """Compares the kept clips of the whole set."""
+        """Compares the kept clips of the whole set.
+
+        Raises:
+            UserError: `dedup_memory_gb` is too little.
+        """
         places = [i for i, clip in enumerate(task.data) if clip.record.rejected_by is None]
         if len(places) < 2:
             return task
@@ -71,6 +76,20 @@ class StoredEmbeddings:
             yield np.stack([np.load(path) for path in self._paths[start : start + _FILES_AT_ONCE]])
 
 
+def check_memory(num_clips: int, dim: int, config: CurationConfig) -> None:
+    """Makes sure that so many clips can be compared.
+
+    Raises:
+        UserError: `dedup_memory_gb` is too little.
+    """
+    clusters = SemanticDedupConfig(n_clusters=config.dedup_clusters).num_clusters(num_clips)
+    least = least_memory_gb(num_clips, dim, clusters)
+    if config.dedup_memory_gb < least:
+        expected = f"at least {least:.2f} for {num_clips:,} clips in {clusters:,} clusters"
+        mend = "Give more, or fewer dedup_clusters; what is done of the videos is kept."
+        raise user_error("dedup_memory_gb", config.dedup_memory_gb, expected, mend)
+
+
 def find_duplicates(
     records: list[ClipRecord], batches: Batches, dim: int, config: CurationConfig
 ) -> dict[int, Duplicate]:
@@ -84,11 +103,17 @@ def find_duplicates(
 
     Returns:
         Duplicates by position.
+
+    Raises:
+        UserError: `dedup_memory_gb` is too little.
     """
     eps = 1 - config.dedup_similarity
     settings = SemanticDedupConfig(
-        eps_to_extract=max(eps, 1 - config.dedup_similarity_simulated), n_clusters=config.dedup_clusters
+        eps_to_extract=max(eps, 1 - config.dedup_similarity_simulated),
+        n_clusters=config.dedup_clusters,
+        memory_gb=config.dedup_memory_gb,
     )
+    check_memory(len(records), dim, config)
     rules = ClipRules(records, penalty=config.dedup_similarity_simulated - config.dedup_similarity)
     found = nearest_better(batches, ranks_of(records), dim, settings, rules=rules)
     duplicates = {}

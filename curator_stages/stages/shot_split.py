@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from nemo_curator.backends.base import WorkerMetadata
@@ -12,6 +12,7 @@ from nemo_curator.stages.resources import Resources
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan, decode_span
 from curator_stages.faults import reason_of
+from curator_stages.gpu_shares import network_gpus, with_gpus
 from curator_stages.shots import make_detector, windows
 from curator_stages.source_frames import DecodeLimits
 from curator_stages.tasks import Clip, ClipsTask, SpanTask, VideoSpan, clip_id_of, empty_clip
@@ -30,6 +31,11 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
 
+    def __post_init__(self) -> None:
+        """Asks for a share of a GPU where TransNetV2 runs on one."""
+        if self.config.shot_detector == "transnetv2":
+            self.resources = with_gpus(self.resources, network_gpus(self.config.device))
+
     def inputs(self) -> tuple[list[str], list[str]]:
         """Spans."""
         return ["data"], []
@@ -46,7 +52,7 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
         """Splits one span."""
         span = task.data
         try:
-            clips = [empty_clip(span, "read", span.error)] if span.error else self._split(span)
+            clips = self._split(span)
         except Exception as error:  # noqa: BLE001 - a decoder or file system may raise anything
             clips = [empty_clip(span, self.name, reason_of(error, self.name, span.source_video), failed=True)]
         return ClipsTask(
@@ -59,6 +65,11 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
 
     def _split(self, span: VideoSpan) -> list[Clip]:
         config, fps = self.config, span.video.fps
+        if span.error:
+            return [empty_clip(span, "read", span.error)]
+        if span.max_clips == 0:
+            end = span.video.num_frames if span.end_frame is None else span.end_frame
+            return [self._left_out(span, span.start_frame, end)]
         decoded = decode_span(
             span.path,
             start_frame=span.start_frame,
@@ -89,6 +100,7 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
         clips, taken = [], 0
         for start, end in windows(len(frames), cuts, length=length, stride=stride):
             if taken == span.max_clips:
+                clips.append(self._left_out(span, span.start_frame + start, span.start_frame + len(frames)))
                 break
             clip = self._clip(span, decoded, start, end)
             if end - start < least:
@@ -97,6 +109,13 @@ class ShotSplitStage(ProcessingStage[SpanTask, ClipsTask]):
                 taken += 1
             clips.append(clip)
         return clips
+
+    def _left_out(self, span: VideoSpan, start: int, end: int) -> Clip:
+        """Makes the row that tells of video which `max_clips_per_video` leaves out."""
+        left_out_s = (end - start) / span.video.fps
+        row = empty_clip(span, self.name, f"{left_out_s:.2f} s left out by max_clips_per_video", start_frame=start)
+        row.record = replace(row.record, scores={"left_out_s": left_out_s})
+        return row
 
     def _clip(self, span: VideoSpan, decoded: DecodedSpan, start: int, end: int) -> Clip:
         first, (height, width) = span.start_frame + start, decoded.frames[start].shape[:2]

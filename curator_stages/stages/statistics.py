@@ -84,8 +84,10 @@ class StatisticsStage(ProcessingStage[ClipSetTask, ClipSetTask]):
 
 def statistics_by_source(records: Sequence[ClipRecord]) -> dict[str, ClipStatistics]:
     """Counts the clips of each source, in the order of their names."""
-    sources = sorted({r.source for r in records})
-    return {source: statistics_of([r for r in records if r.source == source]) for source in sources}
+    grouped: dict[str, list[ClipRecord]] = {}
+    for record in records:
+        grouped.setdefault(record.source, []).append(record)
+    return {source: statistics_of(found) for source, found in sorted(grouped.items())}
 
 
 def statistics_of(records: Sequence[ClipRecord]) -> ClipStatistics:

@@ -11,6 +11,7 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 
 from curator_stages.faults import failing_alone
+from curator_stages.gpu_shares import network_gpus, with_gpus
 from curator_stages.tasks import ClipsTask
 from curator_stages.threads import one_thread
 from nemo_cosmos.text import (
@@ -42,6 +43,10 @@ class TextEmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
     name: str = "text_embed"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Asks for a share of a GPU where the network runs on one."""
+        self.resources = with_gpus(self.resources, network_gpus(self.device))
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Captioned clips."""

@@ -16,6 +16,7 @@ from nemo_curator.stages.resources import Resources
 from curator_stages.conditions import cover_crop_intrinsics, slice_conditions
 from curator_stages.config import CurationConfig
 from curator_stages.faults import failing_alone
+from curator_stages.gpu_shares import with_gpus
 from curator_stages.tasks import Clip, ClipsTask
 from nemo_cosmos.contracts import Conditions
 from nemo_cosmos.errors import user_error
@@ -34,6 +35,10 @@ class TranscodeStage(ProcessingStage[ClipsTask, ClipsTask]):
     name: str = "transcode"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Asks for a share of a GPU where NVENC is to encode."""
+        self.resources = with_gpus(self.resources, encoder_gpus(self.config))
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Clips with frames."""

@@ -12,7 +12,9 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.buckets import bucket_of
 from curator_stages.config import CurationConfig
+from curator_stages.dedup.embedding_files import write_embedding_files
 from curator_stages.manifest import MANIFEST, write_manifest
+from curator_stages.stages.semantic_dedup import StoredEmbeddings
 from curator_stages.tasks import ClipSetTask, StoredClip
 from nemo_cosmos.contracts import Split
 from nemo_cosmos.energon_metadata import ENERGON_FOLDER, write_energon_metadata, write_tar_index
@@ -20,11 +22,12 @@ from nemo_cosmos.files import written_aside
 
 _SHARD_FOLDERS = "resolution_*"
 _PREVIEWS = "previews"
+_EMBEDDINGS = "embeddings"
 
 
 @dataclass
 class WriteStage(ProcessingStage[ClipSetTask, ClipSetTask]):
-    """Writes kept clips into tars, their previews into `previews/` and all clips into `manifest.parquet`.
+    """Writes kept clips into tars, their previews into `previews/`, embeddings into `embeddings/`, a row of each clip.
 
     The new set is made in full in the work folder; only then does it take the place of what stood there before.
     """
@@ -56,12 +59,12 @@ class WriteStage(ProcessingStage[ClipSetTask, ClipSetTask]):
         with written_aside(fresh) as aside:
             aside.mkdir()
             num_clips: dict[Split, dict[str, int]] = {"train": {}, "heldout": {}}
-            for shard in sorted({c.record.shard for c in task.data if c.record.shard}):
-                clips = [c for c in task.data if c.record.shard == shard]
+            for shard, clips in sorted(_by_shard(task.data).items()):
                 _write_shard(aside / shard, clips)
                 num_clips[clips[0].record.split][shard] = len(clips)
             write_energon_metadata(aside, num_clips)
             _write_previews(aside / _PREVIEWS, task.data)
+            _write_embeddings(aside / _EMBEDDINGS, task.data)
             write_manifest(aside / MANIFEST, [c.record for c in task.data])
         _replace_set(fresh, output)
         return task
@@ -81,6 +84,14 @@ def _with_shards(clips: list[StoredClip], clips_per_shard: int) -> list[StoredCl
             clip = replace(clip, record=replace(clip.record, shard=shard))
         result.append(clip)
     return result
+
+
+def _by_shard(clips: list[StoredClip]) -> dict[str, list[StoredClip]]:
+    grouped: dict[str, list[StoredClip]] = {}
+    for clip in clips:
+        if clip.record.shard:
+            grouped.setdefault(clip.record.shard, []).append(clip)
+    return grouped
 
 
 def _write_shard(path: Path, clips: list[StoredClip]) -> None:
@@ -110,10 +121,24 @@ def _write_previews(folder: Path, clips: list[StoredClip]) -> None:
         shutil.copyfile(preview, folder / preview.name)
 
 
+def _write_embeddings(folder: Path, clips: list[StoredClip]) -> None:
+    """Writes the embeddings of all clips that came to deduplication, as `nemo-cosmos dedup` reads them."""
+    embedded = [c for c in clips if c.file(".npy").is_file()]
+    if embedded:
+        records = [c.record for c in embedded]
+        write_embedding_files(
+            folder,
+            ids=[r.clip_id for r in records],
+            pixels=[r.scores["source_height"] * r.scores["source_width"] for r in records],
+            durations_s=[r.num_frames / r.fps for r in records],
+            batches=StoredEmbeddings([c.file(".npy") for c in embedded]),
+        )
+
+
 def _replace_set(fresh: Path, output: Path) -> None:
     """Puts the new set in the old one's place; the manifest goes first and comes last, and vouches for the shards."""
     (output / MANIFEST).unlink(missing_ok=True)
-    folders = (_SHARD_FOLDERS, _PREVIEWS, ENERGON_FOLDER)
+    folders = (_SHARD_FOLDERS, _PREVIEWS, _EMBEDDINGS, ENERGON_FOLDER)
     for old in [folder for name in reversed(folders) for folder in output.glob(name)]:
         shutil.rmtree(old)
     for new in [folder for name in folders for folder in fresh.glob(name)]:

@@ -37,7 +37,10 @@ def collect(config: QuickstartConfig) -> run.Partial:
 
 def curate(config: QuickstartConfig) -> run.Partial:
     """Shots, filters, captions, deduplication, shards, report."""
-    return registry.find("curate")(input_dir=str(config.output / "raw"), output_dir=str(config.output / "curated"))
+    recipe = registry.find("curate")(input_dir=str(config.output / "raw"), output_dir=str(config.output / "curated"))
+    # No single film, such as the longest packaged one, shall outweigh the rollouts.
+    recipe.config.max_clips_per_video = 24
+    return recipe
 
 
 def train_tokenizer(config: QuickstartConfig) -> run.Partial:

@@ -88,6 +88,16 @@ def test_slurm_cpu_renders_an_array_job_without_torchrun(site: Path, capsys: pyt
     assert "torchrun" not in script
 
 
+def test_curation_over_several_nodes_starts_once_on_each(site: Path, capsys: pytest.CaptureFixture) -> None:
+    executor = executors.slurm_cpu()
+    executor.nodes = 4
+    script = rendered(configure("curate", ["executor=xenna"]), executor, site, capsys)
+    assert "#SBATCH --nodes=4" in script and "#SBATCH --ntasks-per-node=1" in script
+    (step,) = re.findall(r"srun ((?:(?!srun ).)*?) python -m nemo_run.core.runners.fdl_runner", script)
+    # Nothing that would keep the step to fewer nodes, or start it twice on one.
+    assert not re.search(r"--(ntasks|nodes)|-[nN] ", step)
+
+
 def test_slurm_submits_through_ssh_where_a_host_is_named(site: Path) -> None:
     settings = Path(os.environ[executors.SETTINGS_VARIABLE])
     settings.write_text("slurm:\n  account: a\n  host: login.example\n  user: me\n  job_dir: /lustre/me/jobs\n")

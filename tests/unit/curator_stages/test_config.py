@@ -13,6 +13,7 @@ CONF = Path(__file__).parents[3] / "conf" / "curation.yaml"
 
 def test_shipped_values_load_and_can_be_overridden() -> None:
     assert load_config(CONF).captioner == "none"
+    assert load_config(CONF).max_clips_per_video is None
     assert load_config(CONF, gop=4).gop == 4
 
 
@@ -34,6 +35,7 @@ def test_shipped_values_load_and_can_be_overridden() -> None:
         ({"x264_preset": "quick"}, "x264_preset"),
         ({"max_clips_per_video": 0}, "max_clips_per_video"),
         ({"dedup_similarity": 1.5}, "dedup_similarity"),
+        ({"dedup_memory_gb": 0}, "dedup_memory_gb"),
         ({"heldout": 5}, "heldout"),
     ],
 )

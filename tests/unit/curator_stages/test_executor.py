@@ -198,6 +198,15 @@ def test_ray_is_started_over_a_slurm_allocation(monkeypatch: pytest.MonkeyPatch)
     with ray_over_allocation("xenna"):
         assert log == ["start"]
     assert log == ["start", "stop"]
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    with (
+        pytest.raises(UserError, match="SLURM_NTASKS: got 8, expected 4, one for each node"),
+        ray_over_allocation("xenna"),
+    ):
+        pass
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with ray_over_allocation("ray_data"):
+        assert log == ["start", "stop", "start"]
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,7 @@ def test_unwritable_output_is_a_user_error(videos: Path, tmp_path: Path, config:
         ({}, "slurmish", "executor"),
         ({"captioner": "vila"}, "in_process", "captioner"),
         ({"captioner": "simulator"}, "in_process", "beach.mp4"),
+        ({"dedup_memory_gb": 0.001}, "in_process", "dedup_memory_gb"),
     ],
 )
 def test_what_cannot_run_is_refused_before_any_work(

@@ -72,7 +72,7 @@ def test_glob_takes_what_matches_with_its_sidecar(videos: Path, config: Curation
     assert spans["street/drive_b.mp4"].key == plan(videos, config)["street/drive_b.mp4"].key
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "CSV", "jsonl", "parquet"])
 def test_manifest_names_and_describes_videos(
     tmp_path: Path, movies: list[bytes], config: CurationConfig, kind: str
 ) -> None:
@@ -81,12 +81,12 @@ def test_manifest_names_and_describes_videos(
         (tmp_path / name).write_bytes(data)
     elsewhere = tmp_path / "sub" / "b.mp4"
     rows = [
-        {"path": "a.mp4", "source": "kitchen", "split": "heldout", "caption": "A pot boils."},
-        {"path": str(elsewhere), "source": "", "split": "", "caption": ""},
-        {"path": "gone.mp4", "source": "", "split": "", "caption": ""},
+        {"path": "a.mp4", "source": "kitchen", "rollout": "0012", "split": "heldout", "caption": "A pot boils."},
+        {"path": str(elsewhere), "source": "", "rollout": "0013", "split": "", "caption": ""},
+        {"path": "gone.mp4", "source": "", "rollout": "", "split": "", "caption": ""},
     ]
     manifest = tmp_path / f"list.{kind}"
-    if kind == "csv":
+    if kind.lower() == "csv":
         with open(manifest, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -98,7 +98,7 @@ def test_manifest_names_and_describes_videos(
     spans = plan(manifest, config)
     assert list(spans) == ["a.mp4", "gone.mp4", "sub/b.mp4"]
     told = spans["a.mp4"].video
-    assert (told.source, told.split) == ("kitchen", "heldout")
+    assert (told.source, told.rollout, told.split) == ("kitchen", "0012", "heldout")
     (caption,) = told.captions
     assert (caption.text, caption.start_frame, caption.end_frame) == ("A pot boils.", 0, 12)
     assert spans["sub/b.mp4"].video.source == "sub" and not spans["sub/b.mp4"].video.captions
@@ -110,8 +110,21 @@ def test_manifest_without_paths_is_a_user_error(tmp_path: Path, config: Curation
     (tmp_path / "list.csv").write_text("video\na.mp4\n")
     with pytest.raises(UserError, match="column `path`"):
         plan(tmp_path / "list.csv", config)
-    (tmp_path / "list.jsonl").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as a manifest"):
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "cannot be read as a manifest"),
+        ('{"path": "a.mp4"}\n{"source": "b"}', r"list.jsonl, row 2: got .*'b'.*a value for `path`"),
+        ('{"path": "a.mp4"}\n{"path": null}', "row 2"),
+        ('{"path": "a.mp4"}\n["b.mp4"]', "row 2: .*a value for `path`"),
+        ('{"path": "a.mp4"}\n{"path": "b.mp4"}\n{"path": "./a.mp4"}', "a.mp4 twice .*every video once"),
+    ],
+)
+def test_a_wrong_row_of_a_manifest_is_named(tmp_path: Path, config: CurationConfig, text: str, told: str) -> None:
+    (tmp_path / "list.jsonl").write_text(text)
+    with pytest.raises(UserError, match=told):
         plan(tmp_path / "list.jsonl", config)
 
 
@@ -212,3 +225,17 @@ def test_sidecar_is_read_once_and_names_itself(tmp_path: Path, config: CurationC
     write_video(tmp_path / "v.mp4", moving_texture(4, seed=0), fps=10)
     write_json(tmp_path / "v.json", {"source": "street"})
     assert "its sidecar v.json is not a RawVideo" in plan(tmp_path, config)["v.mp4"].error
+
+
+def test_linked_folders_are_followed_and_each_is_read_once(tmp_path: Path, movies: list[bytes]) -> None:
+    for name in ("in/own/a.mp4", "elsewhere/deep/b.mp4", "in/out/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(movies[0])
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in" / "own")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "output").symlink_to(tmp_path / "in" / "out")
+    (tmp_path / "elsewhere" / "deep" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    found = find_videos(tmp_path / "in", leave_out=tmp_path / "in" / "out")
+    assert [video.name for video in found] == ["linked/deep/b.mp4", "own/a.mp4"]
+    assert all(video.error is None for video in found)

@@ -9,11 +9,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from nemo_curator.stages.resources import Resources
 from PIL import Image
 
 from curator_stages.config import CurationConfig
 from curator_stages.decode import DecodedSpan
-from curator_stages.pipeline import CurateClips
+from curator_stages.pipeline import CurateClips, curate
 from curator_stages.stages import transcode
 from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.motion import MotionFilterStage
@@ -57,9 +58,24 @@ def test_shots_under_2_s_are_dropped_and_those_over_60_s_are_cut(tmp_path: Path,
 
 def test_largest_number_of_clips_is_kept_to(tmp_path: Path, config: CurationConfig) -> None:
     write_video(tmp_path / "v.mp4", moving_texture(60, seed=1), fps=10)
-    capped = replace(config, max_s=1.0, span_s=3.0, max_clips_per_video=3)
-    firsts = [c.record.start_frame for i in range(2) for c in split(tmp_path, capped, i).kept()]
-    assert firsts == [0, 10, 30]
+    capped = replace(config, max_s=1.0, span_s=2.0, max_clips_per_video=3)
+    clips = [clip.record for i in range(3) for clip in split(tmp_path, capped, i).data]
+    assert [c.start_frame for c in clips if c.rejected_by is None] == [0, 20, 40]
+    rest = "1.00 s left out by max_clips_per_video"
+    left_out = [(c.start_frame, c.rejected_reason) for c in clips if c.rejected_by == "shot_split"]
+    assert left_out == [(10, rest), (30, rest), (50, rest)]
+
+
+def test_what_the_limit_on_clips_leaves_out_is_told(
+    tmp_path: Path, config: CurationConfig, capsys: pytest.CaptureFixture
+) -> None:
+    write_video(tmp_path / "in" / "v.mp4", moving_texture(60, seed=1), fps=10)
+    capped = replace(config, max_s=1.0, span_s=1.5, max_clips_per_video=2)
+    summary = curate(tmp_path / "in", tmp_path / "out", capped)
+    assert summary.left_out_s == pytest.approx(0.5 + 3.0 + 0.5)
+    assert summary.rejected["shot_split"] == 3 and summary.num_clips == 5
+    assert "max_clips_per_video left out 0.1 minutes of video" in capsys.readouterr().err
+    assert "minutes left out" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -169,9 +185,28 @@ def test_nvenc_is_taken_where_it_is_there(
     [("libx264", "cuda", 0.0), ("h264_nvenc", "cpu", 0.33), ("auto", "cpu", 0.0), ("auto", "cuda", 0.33)],
 )
 def test_a_share_of_a_gpu_is_asked_for_nvenc(config: CurationConfig, encoder: str, device: str, gpus: float) -> None:
-    config = replace(config, encoder=encoder, device=device)
-    stages = {stage.name: stage for stage in CurateClips(input_dir="in", output_dir="out", config=config).decompose()}
-    assert stages["transcode"].resources.gpus == gpus
+    assert TranscodeStage(config=replace(config, encoder=encoder, device=device)).resources.gpus == gpus
+
+
+def test_stages_alone_and_in_the_pipeline_ask_for_their_share_of_a_gpu(config: CurationConfig) -> None:
+    on_gpu = replace(
+        config,
+        device="cuda:1",
+        captioner="vllm:m",
+        shot_detector="transnetv2",
+        encoder="auto",
+        overlay_text_max_area=0.5,
+        aesthetic_min=3.5,
+        video_types=True,
+        text_encoder="minilm-l6",
+    )
+    quarter = ("shot_split", "overlay_text", "aesthetic_filter", "video_type", "embed", "text_embed")
+    expected = dict.fromkeys(quarter, 0.25) | {"transcode": 0.33, "caption": 1.0}
+    for chosen, asked in ((on_gpu, expected), (config, {}), (replace(config, captioner="vllm:m"), {"caption": 1.0})):
+        stages = CurateClips(input_dir="in", output_dir="out", config=chosen).decompose()
+        assert {stage.name: stage.resources.gpus for stage in stages if stage.resources.requires_gpu} == asked
+    assert EmbedStage(config=on_gpu).resources == Resources(gpus=0.25)
+    assert EmbedStage(config=on_gpu, resources=Resources(cpus=2, gpus=1)).resources == Resources(cpus=2, gpus=1)
 
 
 def test_previews_are_small_and_move(tmp_path: Path, config: CurationConfig) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from curator_stages.config import CurationConfig
 from curator_stages.decode import VideoInfo
+from curator_stages.pipeline import curate
+from curator_stages.stages import reader
 from curator_stages.stages.reader import _borders, check_captions, plan_spans
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.files import write_json
@@ -113,8 +116,8 @@ def test_wrong_sidecar_is_told(tmp_path: Path, config: CurationConfig, change: d
         (25, None, [(0, None, None)]),
         (100, None, [(0, 30, None), (30, 60, None), (60, None, None)]),
         (100, 7, [(0, 30, 3), (30, 60, 2), (60, None, 2)]),
-        (300, 2, [(0, 30, 1), (270, None, 1)]),
-        (300, 1, [(0, 30, 1)]),
+        (300, 2, [(0, 30, 1), (30, 270, 0), (270, None, 1)]),
+        (300, 1, [(0, 30, 1), (30, None, 0)]),
         (0, None, [(0, None, None)]),
     ],
 )
@@ -137,6 +140,21 @@ def test_key_changes_with_file_sidecar_and_settings(tmp_path: Path, config: Cura
     second = key()
     os.utime(path, (1, 1))
     assert len({first, second, key()}) == 3
+
+
+def test_files_are_opened_beside_each_other_and_once_in_a_run(
+    videos: Path, tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, together, probe = [], threading.Barrier(3), reader.probe
+
+    def probed(path: str, **limits: int) -> VideoInfo:
+        together.wait(timeout=60)
+        opened.append(Path(path).name)
+        return probe(path, **limits)
+
+    monkeypatch.setattr(reader, "probe", probed)
+    curate(videos, tmp_path / "out", config, progress=False)
+    assert sorted(opened) == ["beach.mp4", "drive_a.mp4", "drive_b.mp4"]
 
 
 def test_captioner_simulator_needs_captions_everywhere(videos: Path, tmp_path: Path, config: CurationConfig) -> None:

@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +20,16 @@ import webdataset
 
 from curator_stages.config import CurationConfig
 from curator_stages.dedup.clips import Duplicate, mark_duplicates, ranks_of
+from curator_stages.dedup.config import SemanticDedupConfig
+from curator_stages.dedup.embedding_files import EmbeddingFiles
+from curator_stages.dedup.semantic import semantic_dedup
+from curator_stages.stages import write
+from curator_stages.stages.embed import EMBEDDING_DIM
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.report import ReportStage
-from curator_stages.stages.semantic_dedup import SemanticDedupStage, find_duplicates
-from curator_stages.stages.statistics import StatisticsStage, statistics_of
+from curator_stages.stages.semantic_dedup import SemanticDedupStage, check_memory, find_duplicates
+from curator_stages.stages.statistics import StatisticsStage, statistics_by_source, statistics_of
 from curator_stages.stages.transcode import encode_h264
 from curator_stages.stages.write import WriteStage
 from curator_stages.tasks import ClipSetTask, StoredClip
@@ -108,6 +115,32 @@ def test_clusters_give_what_one_cluster_gives(config: CurationConfig) -> None:
     assert set(whole) == set(range(200)) - set(range(0, 200, 5))
 
 
+def test_memory_for_comparing_is_a_setting(config: CurationConfig) -> None:
+    for clips, least in ((3_400_000, 1.5), (40_000_000, 8.0)):
+        check_memory(clips, EMBEDDING_DIM, replace(config, dedup_memory_gb=least))
+    with pytest.raises(UserError, match=r"dedup_memory_gb: got 1.5, expected at least 1\.\d+ for 4,000,000 clips"):
+        check_memory(4_000_000, EMBEDDING_DIM, config)
+    few = [record(f"{i:05d}") for i in range(30_000)]
+    with pytest.raises(UserError, match="dedup_memory_gb: got 0.1, .*fewer dedup_clusters"):
+        find_duplicates(few, lambda: [], EMBEDDING_DIM, replace(config, dedup_memory_gb=0.1))
+
+
+def test_embeddings_are_written_as_dedup_reads_them(
+    clips: list[StoredClip], tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curator_stages.stages.semantic_dedup._FILES_AT_ONCE", 1)
+    monkeypatch.setattr("curator_stages.dedup.embedding_files._BATCHES_PER_FILE", 3)
+    rows = {c.record.clip_id: c for c in run_set(clips, tmp_path / "out", config).data}
+    files = EmbeddingFiles.open(tmp_path / "out" / "embeddings")
+    assert len(files.paths) == 2 and files.ids.tolist() == [b"a", b"b", b"c", b"d"]
+    assert files.ranks.tolist() == ranks_of([rows[name].record for name in "abcd"]).tolist()
+    np.testing.assert_array_equal(np.concatenate(list(files.batches())), near([0.99, 0.2, 0.1]))
+    result = semantic_dedup(
+        tmp_path / "out" / "embeddings", tmp_path / "dedup", SemanticDedupConfig(eps_to_extract=0.05)
+    )
+    assert pq.read_table(result.duplicates).to_pydict()["id"] == ["a"]
+
+
 def test_same_pictures_are_found_by_their_bytes(clips: list[StoredClip]) -> None:
     better, twin, acting = (record(name, frames=10, pixels=p) for name, p in (("x", 300), ("y", 100), ("z", 100)))
     acting = replace(acting, conditions=Conditions(actions=[[1.0] * 7] * 9))
@@ -124,6 +157,15 @@ def test_a_chain_of_duplicates_names_the_kept_one(clips: list[StoredClip]) -> No
     first, second = (c.record for c in mark_duplicates(clips, range(4), found, "semantic_dedup")[:2])
     assert (first.tags, first.rejected_reason) == (("duplicate_of:c",), "like b")
     assert second.scores["dedup_similarity"] == 0.5
+
+
+def test_long_chains_of_duplicates_take_little_time(clips: list[StoredClip]) -> None:
+    many = [clips[0]] * 5000
+    found = {row: Duplicate(row - 1, "like {}", {}) for row in range(4999, 0, -1)}
+    started = time.process_time()
+    assert len(mark_duplicates(many, range(5000), found, "semantic_dedup")) == 5000
+    # 0.1 s; following each chain to its end takes 3 s.
+    assert time.process_time() - started < 1
 
 
 @pytest.fixture
@@ -174,6 +216,30 @@ def test_shards_are_read_by_webdataset(clips: list[StoredClip], tmp_path: Path, 
         assert sample["__url__"].endswith(told.shard)
         assert len(read_video(sample["mp4"])[0]) == told.num_frames
         assert sample["safetensors"].decode() == told.clip_id
+
+
+class Passes(list):
+    """A list that counts how often it is gone through."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator:
+        self.count += 1
+        return super().__iter__()
+
+
+def test_clips_are_gone_through_equally_often_for_any_number_of_shards_and_sources(
+    clips: list[StoredClip], tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, with_shards = [], write._with_shards
+    monkeypatch.setattr(write, "_with_shards", lambda *given: passes.append(Passes(with_shards(*given))) or passes[-1])
+    for most in (1, 100):
+        stage = WriteStage(output_dir=str(tmp_path / "out"), config=replace(config, clips_per_shard=most))
+        stage.process(ClipSetTask(dataset_name="clips", data=clips))
+    assert passes[0].count == passes[1].count
+    one, many = (Passes(replace(c.record, source=f"{i % n}") for i, c in enumerate(clips)) for n in (1, 4))
+    assert len(statistics_by_source(one)) == 1 and len(statistics_by_source(many)) == 4
+    assert one.count == many.count
 
 
 def test_previews_of_kept_clips_stand_together(clips: list[StoredClip], tmp_path: Path, config: CurationConfig) -> None:
