@@ -149,7 +149,8 @@ def _is_wanted(name: str) -> bool:
 def _in_folder(files: fsspec.AbstractFileSystem, root: str, leave_out: str | Path | None) -> Iterator[SourceVideo]:
     left_out = None if leave_out is None or is_address(str(leave_out)) else str(Path(leave_out).resolve())
     local = isinstance(files, LocalFileSystem)
-    paths, folders, links, seen = [], [root], [], {left_out}
+    paths, folders, seen = [], [root], {left_out}
+    links: list[str] = []
     # `walk` of fsspec tells only of the topmost folder that it cannot be read, and follows no links.
     while folders or links:
         if not folders:  # links come last, in order, so that what they lead back to keeps its own name
