@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 
 from curator_stages.sources import said_by
-from curator_stages.tasks import Clip
+from curator_stages.tasks import Clip, StageOrderError
 from nemo_cosmos.errors import UserError
 
 _LONGEST_REASON = 300
@@ -45,7 +45,7 @@ def reason_of(error: Exception, stage: str, name: str) -> str:
 
     Raises:
         Exception: The error itself, where it would come back with every clip: what the user is to mend, a missing
-            package, a full disk, a GPU that this process can no longer use.
+            package, stages in a wrong order, a full disk, a GPU that this process can no longer use.
     """
     if _concerns_all(error):
         raise error
@@ -57,4 +57,4 @@ def _concerns_all(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     is_lost_gpu = type(error).__name__ == "AcceleratorError"  # torch's, which need not be imported
-    return is_lost_gpu or isinstance(error, UserError | ImportError)
+    return is_lost_gpu or isinstance(error, UserError | ImportError | StageOrderError)

@@ -35,6 +35,10 @@ class VideoSpan:
     """Why the video cannot be used, found before decoding."""
 
 
+class StageOrderError(RuntimeError):
+    """A stage stands behind one that drops what it needs: a fault of the pipeline and of no clip."""
+
+
 @dataclass(kw_only=True)
 class Clip:
     """A clip on its way through the stages; arrays are dropped as soon as no later stage needs them."""
@@ -70,20 +74,20 @@ class Clip:
         """The clip's frames, for stages that cannot do without.
 
         Raises:
-            RuntimeError: The frames have been dropped.
+            StageOrderError: The frames have been dropped.
         """
         if self.frames is None:
-            raise RuntimeError(f"clip {self.record.clip_id}: its frames were dropped before a stage that needs them")
+            raise StageOrderError(f"clip {self.record.clip_id}: its frames were dropped before a stage that needs them")
         return self.frames
 
     def some_samples(self, most: int) -> list[np.ndarray]:
         """Returns up to `most` of the samples, evenly spread.
 
         Raises:
-            RuntimeError: None were taken, or they have been dropped.
+            StageOrderError: None were taken, or they have been dropped.
         """
         if not self.samples:
-            raise RuntimeError(f"clip {self.record.clip_id}: has no samples for a stage that needs them")
+            raise StageOrderError(f"clip {self.record.clip_id}: has no samples for a stage that needs them")
         places = np.linspace(0, len(self.samples) - 1, min(most, len(self.samples))).round().astype(int)
         return [self.samples[place] for place in places]
 
