@@ -45,17 +45,20 @@ class EmbeddingFiles:
         paths = tuple(str(p) for p in ([root] if root.is_file() else sorted(root.rglob("*.parquet"))))
         if not paths:
             raise user_error("embeddings", str(folder), "a folder with *.parquet files", "Check the path.")
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("id", *_BETTER_IF_LARGER)}
-        for batch in _batches(paths, ["id", *_BETTER_IF_LARGER]):
-            columns["id"].append(np.asarray(batch.column("id").cast("string").to_pylist(), dtype=bytes))
-            for name in _BETTER_IF_LARGER:
-                columns[name].append(batch.column(name).cast("float64").to_numpy(zero_copy_only=False))
-        if not columns["id"]:
+        ids = _empty_ids(paths)
+        if not len(ids):
             raise user_error("embeddings", str(folder), "at least one row", "Write some first.")
-        ids = np.concatenate(columns["id"])
-        order = np.lexsort((ids, *(-np.concatenate(columns[name]) for name in reversed(_BETTER_IF_LARGER))))
+        better, start = np.empty((len(_BETTER_IF_LARGER), len(ids))), 0
+        for batch in _batches(paths, ["id", *_BETTER_IF_LARGER]):
+            part = slice(start, start + len(batch))
+            start += len(batch)
+            ids[part] = _as_bytes(batch).to_pylist()
+            for row, name in zip(better, _BETTER_IF_LARGER, strict=True):
+                row[part] = batch.column(name).cast("float64").to_numpy(zero_copy_only=False)
+        order = np.lexsort((ids, *np.negative(better, out=better)[::-1]))
         ranks = np.empty(len(ids), np.int32)
         ranks[order] = np.arange(len(ids))
+        del better, order
         _check_unique(ids)
         return cls(paths, _dim_of(paths[0]), ids, ranks)
 
@@ -123,8 +126,25 @@ def _dim_of(path: str) -> int:
     return len(first[0])
 
 
+def _as_bytes(batch: pa.RecordBatch) -> pa.Array:
+    return batch.column("id").cast("string").cast("binary")
+
+
+def _empty_ids(paths: tuple[str, ...]) -> np.ndarray:
+    """Makes room for all ids at once, as wide as the longest one."""
+    import pyarrow.compute as pc
+
+    count, width = 0, 1
+    for batch in _batches(paths, ["id"]):
+        count += len(batch)
+        width = max(width, pc.max(pc.binary_length(_as_bytes(batch))).as_py() or 0)
+    return np.empty(count, f"S{width}")
+
+
 def _check_unique(ids: np.ndarray) -> None:
-    ordered = np.sort(ids)
-    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(twice):
-        raise user_error("id", ordered[twice[0]].decode(), "every id once", "Remove the second row, or rename it.")
+    order = np.argsort(ids)
+    for start in range(0, len(ids), _ROWS_AT_ONCE):  # not all in order at once, which would take their size again
+        ordered = ids[order[start : start + _ROWS_AT_ONCE + 1]]
+        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+        if len(twice):
+            raise user_error("id", ordered[twice[0]].decode(), "every id once", "Remove the second row, or rename it.")

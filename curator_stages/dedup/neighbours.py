@@ -51,6 +51,7 @@ def nearest_better(
     *,
     rules: PairRules | None = None,
     scratch: str | Path | None = None,
+    held_bytes: int = 0,
 ) -> Neighbours:
     """Finds, for every embedding, the nearest one with a better rank.
 
@@ -63,12 +64,13 @@ def nearest_better(
         config: Settings.
         rules: Of pairs that are not compared plainly.
         scratch: Folder for temporary files: each embedding once, and once more per border that it is near.
+        held_bytes: What the caller holds of them in memory, such as ids; part of `memory_gb` as well.
 
     Raises:
         UserError: `memory_gb` is too little, an embedding is not finite, or it has no direction to compare by.
     """
     count = len(ranks)
-    plan = _Plan.of(count, dim, config)
+    plan = _Plan.of(count, dim, config, held_bytes)
     runs = _runs(batches, plan.run_rows, dim, config.sim_metric == "cosine")
     sample = _sample(runs(), ranks, plan.sample_rows, config.seed)
     clusters = config.num_clusters(count)
@@ -96,14 +98,14 @@ class _Plan:
     visit_rows: int
 
     @classmethod
-    def of(cls, count: int, dim: int, config: SemanticDedupConfig) -> _Plan:
+    def of(cls, count: int, dim: int, config: SemanticDedupConfig, held_bytes: int) -> _Plan:
         clusters = config.num_clusters(count)
         row = 4 * dim + 8
-        least = least_memory_gb(count, dim, clusters)
+        least = least_memory_gb(count, dim, clusters) + held_bytes / 1e9
         if config.memory_gb < least:
             expected = f"at least {least:.2f} for {count:,} embeddings of {dim} numbers in {clusters:,} clusters"
             raise user_error("memory_gb", config.memory_gb, expected, "Give more, or fewer n_clusters.")
-        budget = config.memory_gb * 1e9 - _fixed_bytes(count, dim, clusters)
+        budget = config.memory_gb * 1e9 - held_bytes - _fixed_bytes(count, dim, clusters)
         return cls(
             run_rows=min(count, int(budget / 3 / row)),
             sample_rows=min(count, _SAMPLE_PER_CLUSTER * clusters),

@@ -19,6 +19,8 @@ PAIRWISE = "pairwise_results"
 DUPLICATES = "duplicates.parquet"
 SUMMARY = "dedup_summary.csv"
 _ROWS_PER_FILE = 1 << 20
+_ID_BYTES_PER_FILE = 16 << 20
+"""A file is written and read at once, with several copies of its ids."""
 _SIMILARITY, _DISTANCE = "cosine_sim_score", "l2_distance"
 _DASK_BACKENDS = {"pandas": "pandas", "cudf": "dask_cudf"}
 """What Dask needs for tables of each library."""
@@ -46,21 +48,22 @@ def write_pairwise(folder: Path, ids: np.ndarray, found: Neighbours, config: Sem
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True)
-    for start in range(0, len(ids), _ROWS_PER_FILE):
-        part = slice(start, start + _ROWS_PER_FILE)
+    rows = max(1, min(_ROWS_PER_FILE, _ID_BYTES_PER_FILE // ids.itemsize))
+    for start in range(0, len(ids), rows):
+        part = slice(start, start + rows)
         own = ids[part]
         nearest = found.nearest[part]
         distances = found.distances[part]
         columns = {
-            "id": pa.array(own.astype(str)),
-            "max_id": pa.array(np.where(nearest < 0, own, ids[nearest]).astype(str)),
+            "id": pa.array(own, pa.binary()).cast("string"),
+            "max_id": pa.array(np.where(nearest < 0, own, ids[nearest]), pa.binary()).cast("string"),
             "cluster": pa.array(found.clusters[part]),
         }
         if config.sim_metric == "cosine":
             columns[_SIMILARITY] = pa.array(np.where(nearest < 0, 0, 1 - distances).astype(np.float32))
         else:
             columns[_DISTANCE] = pa.array(distances)
-        pq.write_table(pa.table(columns), folder / f"part-{start // _ROWS_PER_FILE:06d}.parquet")
+        pq.write_table(pa.table(columns), folder / f"part-{start // rows:06d}.parquet")
 
 
 def write_duplicates(folder: Path, config: SemanticDedupConfig, *, num_cut: int = 0) -> list[EpsSummary]:

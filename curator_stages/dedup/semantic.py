@@ -37,7 +37,7 @@ def semantic_dedup(
 
     Embeddings are clustered by k-means and compared inside the clusters. One is a duplicate when a better one - with
     more pixels, then longer, then first by its id - is within `eps_to_extract`. The order of files and rows does not
-    matter. Memory follows `config.memory_gb` and 64 bytes per embedding, not their size.
+    matter. Memory follows `config.memory_gb`, of which each embedding takes 64 bytes and the length of the longest id.
 
     Args:
         embeddings: Folder of parquet files with columns `id`, `embedding`, `pixels` and `duration_s`.
@@ -61,7 +61,9 @@ def semantic_dedup(
             num_cut = 1  # NeMo-Curator compares inside clusters only: across them some may be missed
         else:
             files = EmbeddingFiles.open(embeddings)
-            found = nearest_better(files.batches, files.ranks, files.dim, config, scratch=aside)
+            found = nearest_better(
+                files.batches, files.ranks, files.dim, config, scratch=aside, held_bytes=files.ids.nbytes
+            )
             write_pairwise(aside / PAIRWISE, files.ids, found, config)
             num_cut = found.num_cut
         summary = write_duplicates(aside, config, num_cut=num_cut)
