@@ -43,7 +43,7 @@ from curator_stages.stages.text_embed import TextEmbedStage
 from curator_stages.stages.transcode import TranscodeStage, encoder_gpus
 from curator_stages.stages.video_type import VideoTypeStage
 from curator_stages.stages.write import WriteStage
-from curator_stages.summary import CurationSummary
+from curator_stages.summary import CurationSummary, told_by_suffix
 from curator_stages.tasks import ClipSetTask, SpanTask, StoredClip, VideoSpan, empty_clip
 from curator_stages.work import WorkFolder
 from nemo_cosmos.errors import UserError, user_error
@@ -193,7 +193,8 @@ def _curated(
 ) -> CurationSummary:
     """Does what `curate` does, on the first node only where there are several."""
     started = time.perf_counter()
-    spans = plan_spans(input_dir, output_dir, config)
+    passed_over: Counter[str] = Counter()
+    spans = plan_spans(input_dir, output_dir, config, passed_over=passed_over)
     if config.captioner == "simulator":
         check_captions(spans)
     # Clips of full length: how many there will be is known when all is done.
@@ -213,13 +214,15 @@ def _curated(
         if not settled:
             _run_clips(absolute(input_dir), str(output), config, spans, executor, progress)
             _check_done(spans, work)
-        _run_set(spans, work, str(output), config, reading_s)
+        _run_set(spans, work, str(output), config, reading_s, passed_over)
         work.mark_finished(run_key)
         failed = sum(not work.is_settled(span.key) for span in spans)
     if failed:
         _say(f"{failed} of {len(spans)} pieces of video failed in part; run again to try these anew", progress)
     summary = CurationSummary.from_dict(read_json(output / "report.json"))
     _say(f"{output}: {summary.num_kept} clips kept of {summary.num_clips}; see {summary.report_html}", progress)
+    if summary.passed_over:
+        _say(f"passed over, no videos by their suffix: {told_by_suffix(summary.passed_over)}", progress)
     if summary.left_out_s:
         _say(f"max_clips_per_video left out {summary.left_out_s / 60:.1f} minutes of video", progress)
     return summary
@@ -281,7 +284,12 @@ def _check_done(spans: list[VideoSpan], work: WorkFolder) -> None:
 
 
 def _run_set(
-    spans: list[VideoSpan], work: WorkFolder, output_dir: str, config: CurationConfig, reading_s: float
+    spans: list[VideoSpan],
+    work: WorkFolder,
+    output_dir: str,
+    config: CurationConfig,
+    reading_s: float,
+    passed_over: dict[str, int],
 ) -> None:
     """Runs what needs all clips at once: a single task, hence in this process under every executor."""
     clips, seconds = [], Counter({"read": reading_s})
@@ -296,7 +304,7 @@ def _run_set(
         SemanticDedupStage(config=config),
         WriteStage(output_dir=output_dir, config=config),
         StatisticsStage(output_dir=output_dir),
-        ReportStage(output_dir=output_dir, seconds=dict(seconds)),
+        ReportStage(output_dir=output_dir, seconds=dict(seconds), passed_over=dict(passed_over)),
     ]
     pipeline = Pipeline(name="set", description="From embedded clips to shards", stages=stages)
     pipeline.run(InProcessExecutor(), initial_tasks=[ClipSetTask(dataset_name="clips", data=clips)])

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,9 @@ class SourceVideo:
     """Why it cannot be read."""
 
 
-def find_videos(where: str | Path, *, leave_out: str | Path | None = None) -> list[SourceVideo]:
+def find_videos(
+    where: str | Path, *, leave_out: str | Path | None = None, passed_over: Counter[str] | None = None
+) -> list[SourceVideo]:
     """Lists all videos, in the order of their names.
 
     Args:
@@ -56,6 +59,8 @@ def find_videos(where: str | Path, *, leave_out: str | Path | None = None) -> li
             (`*` and `{000..127}` allowed), or a manifest with the column `path` (absolute, an address, or relative to
             the manifest) and any of `DESCRIBING_COLUMNS`. Without a protocol such as `s3://` it is on this machine.
         leave_out: A folder on this machine whose files are none of the input.
+        passed_over: Is told of files of a folder or glob that are neither videos by their suffix nor sidecars: how many
+            there are of each suffix, hidden files left out.
 
     Returns:
         The videos, hidden files left out; a folder or file that cannot be read is among them, with `error`.
@@ -72,9 +77,9 @@ def find_videos(where: str | Path, *, leave_out: str | Path | None = None) -> li
         elif suffix == ".tar":
             found = [video for tar in _matches(files, root) for video in _in_tar(files, tar, _fixed_part(root))]
         elif _is_pattern(root):
-            found = list(_in_pattern(files, root))
+            found = list(_in_pattern(files, root, passed_over))
         elif files.isdir(root):
-            found = list(_in_folder(files, root, leave_out))
+            found = list(_in_folder(files, root, leave_out, passed_over))
         else:
             raise user_error("input folder", where, "an existing folder with videos", "Check the path.")
     except OSError as error:
@@ -130,10 +135,12 @@ def _matches(files: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
     return [path for p in patterns for path in (files.glob(p) if _is_pattern(p) else [files._strip_protocol(p)])]
 
 
-def _in_pattern(files: fsspec.AbstractFileSystem, pattern: str) -> Iterator[SourceVideo]:
+def _in_pattern(
+    files: fsspec.AbstractFileSystem, pattern: str, passed_over: Counter[str] | None
+) -> Iterator[SourceVideo]:
     videos = [path for path in _matches(files, pattern) if not files.isdir(path)]
     sidecars = [json for path in videos if files.isfile(json := posixpath.splitext(path)[0] + ".json")]
-    yield from _among(files, sorted({*videos, *sidecars}), _fixed_part(pattern))
+    yield from _among(files, sorted({*videos, *sidecars}), _fixed_part(pattern), passed_over)
 
 
 def _below(path: str, root: str) -> str:
@@ -141,12 +148,17 @@ def _below(path: str, root: str) -> str:
     return path.removeprefix(root.rstrip("/") + "/").lstrip("/") if root else path.lstrip("/")
 
 
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
 def _is_wanted(name: str) -> bool:
-    hidden = any(part.startswith(".") for part in name.split("/"))
-    return posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES and not hidden
+    return posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES and not _is_hidden(name)
 
 
-def _in_folder(files: fsspec.AbstractFileSystem, root: str, leave_out: str | Path | None) -> Iterator[SourceVideo]:
+def _in_folder(
+    files: fsspec.AbstractFileSystem, root: str, leave_out: str | Path | None, passed_over: Counter[str] | None
+) -> Iterator[SourceVideo]:
     left_out = None if leave_out is None or is_address(str(leave_out)) else str(Path(leave_out).resolve())
     local = isinstance(files, LocalFileSystem)
     paths, folders, seen = [], [root], {left_out}
@@ -177,17 +189,23 @@ def _in_folder(files: fsspec.AbstractFileSystem, root: str, leave_out: str | Pat
                 links.append(path)
             else:
                 paths.append(path)
-    yield from _among(files, paths, root)
+    yield from _among(files, paths, root, passed_over)
 
 
-def _among(files: fsspec.AbstractFileSystem, paths: list[str], root: str) -> Iterator[SourceVideo]:
+def _among(
+    files: fsspec.AbstractFileSystem, paths: list[str], root: str, passed_over: Counter[str] | None
+) -> Iterator[SourceVideo]:
     """Turns those of the files that are videos into records; JSON of the same stem is the sidecar."""
     there = set(paths)
-    for path in paths:
-        name = _below(path, root)
-        if _is_wanted(name):
-            sidecar = posixpath.splitext(path)[0] + ".json"
-            yield _found(files, path, name, sidecar if sidecar in there else None)
+    wanted = [path for path in paths if _is_wanted(_below(path, root))]
+    sidecars = {posixpath.splitext(path)[0] + ".json" for path in wanted} & there
+    for path in wanted:
+        sidecar = posixpath.splitext(path)[0] + ".json"
+        yield _found(files, path, _below(path, root), sidecar if sidecar in sidecars else None)
+    if passed_over is not None:
+        others = there - sidecars - set(wanted)
+        names = [name for name in (_below(path, root) for path in others) if not _is_hidden(name)]
+        passed_over.update(posixpath.splitext(name)[1] or "no suffix" for name in names)
 
 
 def _found(

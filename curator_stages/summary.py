@@ -49,6 +49,8 @@ class CurationSummary(Record):
     """Length of all kept clips together."""
     left_out_s: float = 0.0
     """Length of the video that `max_clips_per_video` left out."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Number of files that are no videos by their suffix, and no sidecars, by suffix."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Number of clips by the stage that rejected them."""
     kept_by_source: dict[str, int] = field(default_factory=dict)
@@ -58,7 +60,9 @@ class CurationSummary(Record):
     """Whether this call found everything done already."""
 
 
-def summarise(output_dir: str, records: Sequence[ClipRecord], seconds: dict[str, float]) -> CurationSummary:
+def summarise(
+    output_dir: str, records: Sequence[ClipRecord], seconds: dict[str, float], passed_over: dict[str, int]
+) -> CurationSummary:
     """Counts records."""
     kept = [r for r in records if r.rejected_by is None]
     return CurationSummary(
@@ -73,7 +77,13 @@ def summarise(output_dir: str, records: Sequence[ClipRecord], seconds: dict[str,
         num_kept=len(kept),
         kept_seconds=round(sum(r.num_frames / r.fps for r in kept), 3),
         left_out_s=round(sum(r.scores.get("left_out_s", 0.0) for r in records), 3),
+        passed_over=dict(sorted(passed_over.items())),
         rejected=dict(sorted(Counter(r.rejected_by for r in records if r.rejected_by).items())),
         kept_by_source=dict(sorted(Counter(r.source for r in kept).items())),
         seconds={name: round(seconds[name], 3) for name in STAGE_ORDER if name in seconds},
     )
+
+
+def told_by_suffix(passed_over: dict[str, int]) -> str:
+    """Puts `CurationSummary.passed_over` into words."""
+    return ", ".join(f"{number:,} files with {suffix}" for suffix, number in passed_over.items())

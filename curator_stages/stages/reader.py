@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -57,13 +58,20 @@ class VideoReaderStage(ProcessingStage[EmptyTask, SpanTask]):
         return [SpanTask(dataset_name=span.video.source, data=span) for span in spans]
 
 
-def plan_spans(input_dir: str | Path, output_dir: str | Path | None, config: CurationConfig) -> list[VideoSpan]:
+def plan_spans(
+    input_dir: str | Path,
+    output_dir: str | Path | None,
+    config: CurationConfig,
+    *,
+    passed_over: Counter[str] | None = None,
+) -> list[VideoSpan]:
     """Lists all spans of all videos of an input, in the order of their names; files are opened by several threads.
 
     Args:
         input_dir: A folder, glob, manifest or tar, as `find_videos` takes it.
         output_dir: Left out when it lies inside `input_dir`.
         config: Settings of the run.
+        passed_over: As of `find_videos`.
 
     Returns:
         At least one span per video; a video that cannot be opened or whose sidecar is wrong has one with `error`.
@@ -72,7 +80,7 @@ def plan_spans(input_dir: str | Path, output_dir: str | Path | None, config: Cur
         UserError: There is no such input, or no video in it.
     """
     fingerprint = config.span_fingerprint()
-    videos = find_videos(input_dir, leave_out=output_dir)
+    videos = find_videos(input_dir, leave_out=output_dir, passed_over=passed_over)
     spans: list[VideoSpan] = []
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(videos), _VIDEOS_AT_ONCE):

@@ -14,7 +14,7 @@ from nemo_curator.stages.resources import Resources
 from curator_stages.dedup.clips import DUPLICATE_TAG
 from curator_stages.report_figures import funnel, histograms, stage_times
 from curator_stages.stages.statistics import statistics_by_source, statistics_of
-from curator_stages.summary import STAGE_ORDER, CurationSummary, summarise
+from curator_stages.summary import STAGE_ORDER, CurationSummary, summarise, told_by_suffix
 from curator_stages.tasks import ClipSetTask, StoredClip
 from nemo_cosmos.contracts import ClipRecord
 from nemo_cosmos.files import write_json
@@ -35,6 +35,8 @@ class ReportStage(ProcessingStage[ClipSetTask, ClipSetTask]):
     output_dir: str
     seconds: dict[str, float]
     """Working time of the stages that ran before, by name."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Files of the input that are no videos by their suffix, by suffix."""
     name: str = "report"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
@@ -55,7 +57,7 @@ class ReportStage(ProcessingStage[ClipSetTask, ClipSetTask]):
             UserError: The disk is full or the folder is read-only.
         """
         seconds = self.seconds | {perf.stage_name: perf.process_time for perf in task._stage_perf}
-        summary = summarise(self.output_dir, [clip.record for clip in task.data], seconds)
+        summary = summarise(self.output_dir, [clip.record for clip in task.data], seconds, self.passed_over)
         output = Path(self.output_dir)
         build_page(summary, task.data).write(output / summary.report_html)
         write_json(output / summary.report_json, summary.to_dict())
@@ -81,6 +83,8 @@ def build_page(summary: CurationSummary, clips: list[StoredClip]) -> Page:
     page.image(funnel(_steps(clips)), "Clips that each stage left of those it was given.")
     if rejected:
         page.table(["stage", "reason", "clips"], _reasons(clips))
+    if summary.passed_over:
+        page.text(f"Passed over, for they are no videos by their suffix: {told_by_suffix(summary.passed_over)}.")
     _add_statistics(page, records)
     page.section("Length and scores").image(histograms(records), "All clips that were measured, rejected ones on top.")
     _add_decision(page, "Kept clips", [c for c in clips if c.record.rejected_by is None])

@@ -66,16 +66,21 @@ def test_largest_number_of_clips_is_kept_to(tmp_path: Path, config: CurationConf
     assert left_out == [(10, rest), (30, rest), (50, rest)]
 
 
-def test_what_the_limit_on_clips_leaves_out_is_told(
+def test_what_is_passed_over_and_what_the_limit_on_clips_leaves_out_is_told(
     tmp_path: Path, config: CurationConfig, capsys: pytest.CaptureFixture
 ) -> None:
     write_video(tmp_path / "in" / "v.mp4", moving_texture(60, seed=1), fps=10)
+    for other in ("v.json.txt", "w.MTS", "sub/x.MTS", "noise", ".hidden.MTS"):
+        (tmp_path / "in" / other).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / other).write_bytes(b"x")
     capped = replace(config, max_s=1.0, span_s=1.5, max_clips_per_video=2)
     summary = curate(tmp_path / "in", tmp_path / "out", capped)
     assert summary.left_out_s == pytest.approx(0.5 + 3.0 + 0.5)
     assert summary.rejected["shot_split"] == 3 and summary.num_clips == 5
-    assert "max_clips_per_video left out 0.1 minutes of video" in capsys.readouterr().err
-    assert "minutes left out" in (tmp_path / "out" / "report.html").read_text()
+    page, said = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().err
+    assert "max_clips_per_video left out 0.1 minutes of video" in said and "minutes left out" in page
+    assert summary.passed_over == {".MTS": 2, ".txt": 1, "no suffix": 1}
+    assert all("2 files with .MTS, 1 files with .txt, 1 files with no suffix" in told for told in (page, said))
 
 
 @pytest.mark.parametrize(
