@@ -159,7 +159,9 @@ def _in_folder(
 ) -> Iterator[SourceVideo]:
     left_out = None if leave_out is None or is_address(str(leave_out)) else str(Path(leave_out).resolve())
     local = isinstance(files, LocalFileSystem)
-    paths, folders, links, seen = [], [root], [], {left_out}
+    paths: list[str] = []
+    links: list[str] = []
+    folders, seen = [root], {left_out}
     # `walk` of fsspec tells only of the topmost folder that it cannot be read, and follows no links.
     while folders or links:
         if not folders:  # links come last, in order, so that what they lead back to keeps its own name
