@@ -86,7 +86,8 @@ def test_a_piece_that_kills_its_worker_twice_is_left_to_the_next_call_and_the_re
     assert WorkFolder(tmp_path / "out" / ".work").any_failed()
     made = [f"input_dir={tmp_path / 'raw'}", f"output_dir={tmp_path / 'out'}", *small]
     summary = fiddle.build(configure("curate", made))()
-    assert (summary.num_kept, summary.rejected) == (2, {})
+    # Two squares that move may be near-duplicates of each other.
+    assert summary.num_clips == 2 and set(summary.rejected) <= {"semantic_dedup"}
 
 
 def shards(curated: Path) -> dict[str, bytes]:

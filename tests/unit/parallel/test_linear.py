@@ -24,13 +24,13 @@ def one_rank() -> Iterator[None]:
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Inputs of the products that oneDNN made."""
-    made, product = [], module._product
+    made, product = [], module.onednn_linear
 
     def spy(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         made.append(x)
         return product(x, weight)
 
-    monkeypatch.setattr(module, "_product", spy)
+    monkeypatch.setattr(module, "onednn_linear", spy)
     return made
 
 
