@@ -201,10 +201,8 @@ TINY_AUTOREGRESSIVE: dict[str, Any] = {
     "width": 128,
     "fps": 10.0,
     "chunk_frames": 17,
-    "top_p": 0.6,
 }
-"""Defaults of all other autoregressive sizes. What a small model thinks unlikely is more often wrong than rare; see
-docs/weights.md for how much of it was found best."""
+"""Defaults of all other autoregressive sizes."""
 
 _PUBLISHED_AUTOREGRESSIVE_SIZES = ((16, 4096), (40, 5120))
 """Layers and hidden size of the 4B and 5B, and of the 12B and 13B."""

@@ -77,7 +77,7 @@ def test_a_video_is_what_the_tokenizer_makes_of_the_written_tokens(model, frames
             tokens,
             (3, 2, 3),
             WordEncoder().encode(["a car"])[0],
-            sampling=TokenSampling(temperature=1.0, top_p=0.6),
+            sampling=TokenSampling(temperature=1.0, top_p=0.8),
             seeds=[5],
             actions_BFA=scaled_actions(torch.from_numpy(actions[:, :16])),
         )
