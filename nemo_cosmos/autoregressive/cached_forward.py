@@ -143,7 +143,10 @@ class CachedForward:
             self.added = self.added.squeeze(1)
         self._compiled = None
         if compile:
-            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+            mode = "default"
+            if self.device.type == "cuda":
+                mode = "reduce-overhead"
+                self._stay_in_place()
             self._compiled = torch.compile(self._run_at, mode=mode, fullgraph=True)
 
     def _layer(self, layer: ARLayer, batch: int, context_LBC: Tensor | None) -> _Layer:
@@ -172,6 +175,16 @@ class CachedForward:
             fc2=self.linear(layer.mlp.linear_fc2.weight),
             cache=KVCache(batch, self.num_heads, self.length, config.kv_channels, dtype=self.dtype, device=self.device),
         )
+
+    def _stay_in_place(self) -> None:
+        """Tells the compiler that what is kept will not move: a CUDA graph may then write to it, and copies nothing."""
+        kept = [self.cos, self.sin, self.least_length]
+        kept += [] if self.added is None else [self.added]
+        for layer in self.layers:
+            kept += [layer.qk_norm, *layer.cache.tensors]
+            kept += [] if layer.cross is None else [layer.cross.key_BGLH, layer.cross.value_BGLH]
+        for tensor in kept:
+            torch._dynamo.mark_static_address(tensor, guard=False)  # noqa: SLF001 - the public way, as torch documents it
 
     def __call__(self, tokens_Bm: Tensor, starts: Sequence[int]) -> Tensor:
         """Runs the transformer on tokens that follow those seen before; what was kept from there on is overwritten.
@@ -270,7 +283,7 @@ class CachedForward:
             out = functional.scaled_dot_product_attention(
                 query_BmGRH.squeeze(1), keys, values, attn_mask=mask, scale=self.config.softmax_scale
             )
-            return out.view(B, G * R * H)
+            return out.reshape(B, G * R * H)  # no copy but where a kernel puts heads first
         query = query_BmGRH.permute(0, 2, 3, 1, 4).reshape(B, G, R * m, H)
         out = functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, scale=self.config.softmax_scale

@@ -29,6 +29,11 @@ class KVCache:
         self._keys, self._values = self._both
         self._rows = torch.arange(batch, device=device)[:, None]
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What is kept, each as `write_at` and `read` use it."""
+        return self._keys, self._values, self._rows
+
     def write(self, both_BmG2H: torch.Tensor, start: int) -> None:
         """Keeps keys and values of new tokens at the same places of all samples.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from typing import Any, Literal, Protocol
 
 import torch
@@ -106,12 +107,14 @@ def get_backend(name: BackendName = "auto") -> Backend:
     """Returns the backend of that name.
 
     Args:
-        name: `torch`, `te`, or `auto`: TransformerEngine where there is a CUDA device, torch elsewhere.
+        name: `torch`, `te`, or `auto`: TransformerEngine where it is installed and there is a CUDA device, else torch.
 
     Raises:
         UserError: The name is unknown, or TransformerEngine is wanted and missing.
     """
     if name not in ("auto", "torch", "te"):
         raise user_error("backend", name, "'auto', 'torch' or 'te'", "Choose one of these.")
-    wants_te = name == "te" or (name == "auto" and torch.cuda.is_available())
-    return TEBackend() if wants_te else TorchBackend()
+    if name == "auto":
+        has_te = importlib.util.find_spec("transformer_engine") is not None
+        name = "te" if torch.cuda.is_available() and has_te else "torch"
+    return TEBackend() if name == "te" else TorchBackend()

@@ -277,11 +277,15 @@ _REPLACED_FUNCTIONS = (
     ("tensor_parallel.random", "_set_cuda_rng_state", lambda _: _set_rng_state),
     ("tensor_parallel.random", "CudaRNGStatesTracker.fork", lambda _: _fork_rng_state),
     ("dist_checkpointing.mapping", "ShardedTensor.init_data", _init_on_host),
+)
+"""Module, qualified name, and what makes the new function of the old one."""
+
+_ADAM_FUNCTIONS = (
     ("optimizer.distrib_optimizer", "DistributedOptimizer.sharded_state_dict", _with_adam_state),
     ("optimizer.distrib_optimizer", "DistributedOptimizer.load_state_dict", _with_own_steps),
     ("optimizer.distrib_optimizer", "DistributedOptimizer._set_main_param_and_optimizer_states", _keeping_step),
 )
-"""Module, qualified name, and what makes the new function of the old one."""
+"""The same, for PyTorch's Adam."""
 
 
 class _Patches:
@@ -329,10 +333,22 @@ def enable(*, lightning: bool = False) -> None:
             _patches.set(f"megatron.core.{module}", name, _run_with_host_tensors)
         for module, name, make in _REPLACED_FUNCTIONS:
             _patches.set(f"megatron.core.{module}", name, make)
+    enable_torch_adam()
     if lightning and not is_enabled(lightning=True):
         for name in _LIGHTNING_PROXIES:
             _patches.set(f"nemo.lightning.{name}", "torch", lambda _: _HostTorch())
         _patches.set(*_LIGHTNING_DEVICE_FIX, lambda _: lambda checkpoint: checkpoint)
+
+
+def enable_torch_adam() -> None:
+    """Lets Megatron's distributed optimizer save and load the states of PyTorch's Adam; a part of `enable`.
+
+    Megatron takes that Adam where neither TransformerEngine nor Apex is installed, on a GPU too, where all else is left
+    as it is. Calling it again changes nothing.
+    """
+    for module, name, make in _ADAM_FUNCTIONS:
+        if f"megatron.core.{module}:{name}" not in _patches.applied:
+            _patches.set(f"megatron.core.{module}", name, make)
 
 
 def disable() -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
 from megatron.core.utils import get_model_config
 from nemo import lightning as nl
 from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
@@ -43,6 +44,17 @@ def _wrapping_by(wrapper: type[nn.Module]) -> Iterator[None]:
         yield
     finally:
         megatron_parallel.DDP = ddp
+
+
+def _between_waits(run: Callable[[], None]) -> Callable[[], None]:
+    """The same, once the GPU has done all that was asked of it, and until it has done this."""
+
+    def wrapped() -> None:
+        torch.cuda.synchronize()
+        run()
+        torch.cuda.synchronize()
+
+    return wrapped
 
 
 class CosmosMegatronStrategy(nl.MegatronStrategy):
@@ -132,6 +144,8 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
         if self.root_device.type == "cpu":
             cpu.enable(lightning=True)
             keep_freed_memory()
+        elif not HAVE_APEX_OR_TE:
+            cpu.enable_torch_adam()
         check_layout(
             self.cluster_environment.world_size(),
             tensor=self.tensor_model_parallel_size,
@@ -158,6 +172,9 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
 
     def init_model_parallel(self) -> None:
         """Shards the weights, or wraps the model for Megatron's DDP, so that its optimizer's states can be saved."""
+        if self.root_device.type == "cuda":
+            # NeMo wraps on a stream of its own, which waits for no weight to be there and is not waited for.
+            self.megatron_parallel.init_ddp = _between_waits(self.megatron_parallel.init_ddp)
         with _wrapping_by(FullyShardedDataParallel if self.fsdp else megatron_parallel.DDP):
             super().init_model_parallel()
         # Megatron's reshardable checkpoints gather a buffer without its buckets' padding, and then look parameters up
