@@ -23,6 +23,7 @@ from nemo.lightning.data import WrappedDataLoader
 from torch.utils.data import Dataset
 
 from nemo_cosmos.parallel.data_sampler import CosmosDataSampler
+from nemo_cosmos.parallel.device import current_device
 from nemo_cosmos.parallel.loss import MeanLossReduction
 from nemo_cosmos.training.api import pretrain
 from nemo_cosmos.training.defaults import default_log, default_optim, default_resume, default_trainer
@@ -83,12 +84,12 @@ class TinyModel(pl.LightningModule, nl.io.IOMixin, nl.io.ConnectorMixin):
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         length = tokens.shape[1]
-        positions = torch.arange(length).expand_as(tokens)
-        mask = torch.triu(torch.ones(length, length, dtype=torch.bool), 1)[None, None]
+        positions = torch.arange(length, device=tokens.device).expand_as(tokens)
+        mask = torch.triu(torch.ones(length, length, dtype=torch.bool, device=tokens.device), 1)[None, None]
         return self.module(tokens, positions, mask, labels=labels)
 
     def data_step(self, dataloader_iter: object) -> dict[str, torch.Tensor]:
-        return next(dataloader_iter)[0]
+        return {name: x.to(current_device()) for name, x in next(dataloader_iter)[0].items()}
 
     def forward_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self(batch["tokens"], batch["labels"])
