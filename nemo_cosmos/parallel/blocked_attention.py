@@ -28,11 +28,13 @@ from nemo_cosmos.parallel.tokens import AutogradContext
 
 _MIN_SCORES = 2**19
 """Scores of a head from which on the products are large enough to be faster than torch's kernel."""
-_BLOCK_SCORES = 2**20
-"""Scores of a block: with their gradients they stay near a core, and need no new pages of memory."""
+_BLOCK_SCORES = 2**21
+"""Scores of a block: with their gradients they stay in the last cache, and need no new pages of memory."""
 _MOST_KEPT_SCORES = 2**27
 """Most scores, of all heads and clips of one call, that are kept for the way back: 256 MiB for each of a model's calls.
 `recompute_modules=["core_attn"]` keeps none."""
+_SUMMED = 64
+"""Powers that are added up before the sum is rounded to bfloat16."""
 _LARGEST_POWER = 80.0
 """Sums of so large powers of two, and small gradients over them, are still numbers in float32 and bfloat16."""
 
@@ -79,7 +81,7 @@ class _BlockedAttention(torch.autograd.Function):
         kept: list[torch.Tensor] = []
         for b, n in _heads(query):
             powers = _Powers(query[:, b, n], key[:, b, n], shift[:, b, n], scale)
-            for block in _attend(powers, value[:, b, n].contiguous(), out[:, b, n], total[:, b, n]):
+            for block in _attend(powers, value[:, b, n].t().contiguous(), out[:, b, n], total[:, b, n]):
                 kept += [block] if keeps else []
         ctx.save_for_backward(query, key, value, out, shift, total, *kept)
         ctx.scale = scale
@@ -143,14 +145,26 @@ def _blocks(num_queries: int, num_keys: int) -> list[slice]:
 
 
 def _attend(
-    powers: _Powers, value_lH: torch.Tensor, out_sH: torch.Tensor, total_s: torch.Tensor
+    powers: _Powers, value_Hl: torch.Tensor, out_sH: torch.Tensor, total_s: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """Fills `out_sH` and `total_s`, the sums of the powers; gives each block of powers."""
-    for queries in _blocks(len(out_sH), len(value_lH)):
+    summed_Hs = out_sH.new_empty(out_sH.shape[::-1])  # products are faster with both factors as they lie
+    for queries in _blocks(len(out_sH), value_Hl.shape[1]):
         powers_li = powers.of(queries)
-        total_s[queries] = torch.sum(powers_li, dim=0, dtype=torch.float32)
-        out_sH[queries] = torch.mm(powers_li.t(), value_lH) / total_s[queries, None]
+        total_s[queries] = _sums(powers_li)
+        summed_Hs[:, queries] = torch.mm(value_Hl, powers_li)
         yield powers_li
+    out_sH.copy_(summed_Hs.t() / total_s[:, None])
+
+
+def _sums(powers_li: torch.Tensor) -> torch.Tensor:
+    """Sums over the keys, float32 [i]. To sum bfloat16 in float32 torch would first write all of it in float32.
+
+    It adds up in float32 and rounds what comes out: so few numbers go into each sum that roundings even out.
+    """
+    whole = len(powers_li) // _SUMMED * _SUMMED
+    parts = [powers_li[:whole].unflatten(0, (-1, _SUMMED)).sum(dim=1), powers_li[whole:].sum(dim=0, keepdim=True)]
+    return torch.cat(parts).sum(dim=0, dtype=torch.float32)
 
 
 def _attend_backward(
@@ -167,7 +181,8 @@ def _attend_backward(
     `mean_s` its mean.
     """
     grad_query_sH, grad_key_lH, grad_value_lH = grads
-    scaled_query_sH, scaled_key_lH = powers.query_sH * powers.scale, powers.key_lH * powers.scale
+    scaled_query_sH, scaled_key_Hl = powers.query_sH * powers.scale, powers.key_lH.t().contiguous() * powers.scale
+    grad_query_Hs = value_lH.new_empty(grad_sH.shape[::-1])
     grad_key, grad_value = (torch.zeros_like(value_lH, dtype=torch.float32) for _ in range(2))
     for queries in _blocks(len(grad_sH), len(value_lH)):
         powers_li = next(kept, None)
@@ -176,6 +191,7 @@ def _attend_backward(
         grad_value += torch.mm(powers_li, grad_sH[queries])
         grad_scores_li = _product(value_lH, grad_sH[queries], -mean_s[queries]).mul_(powers_li)
         grad_key += torch.mm(grad_scores_li, scaled_query_sH[queries])
-        grad_query_sH[queries] = torch.mm(grad_scores_li.t(), scaled_key_lH)
+        grad_query_Hs[:, queries] = torch.mm(scaled_key_Hl, grad_scores_li)
+    grad_query_sH.copy_(grad_query_Hs.t())
     grad_key_lH.copy_(grad_key)
     grad_value_lH.copy_(grad_value)
