@@ -152,6 +152,10 @@ def generate(
             "where there are heads, or none; previous_frame."
         ),
     ] = None,
+    compile: Annotated[  # noqa: A002 - the flag's name
+        bool,
+        typer.Option(help="Autoregressive: run steps through torch.compile, on GPUs in CUDA graphs; minutes at first."),
+    ] = False,
     chunk_frames: Annotated[
         int | None,
         typer.Option(
@@ -190,6 +194,7 @@ def generate(
         top_p=top_p,
         top_k=top_k,
         speculation=speculation,
+        compile=compile,
         chunk_frames=chunk_frames,
         overlap_frames=overlap_frames,
         seed=seed,

@@ -178,6 +178,7 @@ class AutoregressiveWorldModel(WorldModel):
                 seeds=request.seeds,
                 actions_BFA=None if actions is None else actions.to(device),
                 drafter=_drafter(network, grid, request.config.speculation),
+                compile=request.config.compile,
                 first_place=chunk.start // self._tokenizer_config.temporal_compression * math.prod(grid[1:]),
                 progress=request.progress,
             )

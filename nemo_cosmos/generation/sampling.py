@@ -51,13 +51,15 @@ class SamplingConfig:
     input_frames_guidance: bool = False
     """Whether the branch that guidance moves away from lacks the given frames, and not the text alone."""
     temperature: float | None = None
-    """Autoregressive, as all up to `speculation`. Divides the logits; 0 takes the likeliest token."""
+    """Autoregressive, as all up to `compile`. Divides the logits; 0 takes the likeliest token."""
     top_p: float | None = None
     """Admits the fewest tokens, likeliest first, whose probabilities exceed this; 1 admits all."""
     top_k: int | None = None
     """Admits this many of the likeliest tokens; None admits all."""
     speculation: Speculation | None = None
     """How tokens are guessed ahead: by the frame before, where nothing else is said."""
+    compile: bool = False
+    """Whether decoding steps run through `torch.compile`, on GPUs in CUDA graphs; the first takes minutes."""
     chunk_frames: int | None = None
     """Frames generated at once; a longer video is generated chunk by chunk. A diffusion WFM generates all at once where
     this is None, an autoregressive one as many as it was trained on."""
@@ -208,5 +210,5 @@ _PUBLISHED_AUTOREGRESSIVE_SIZES = ((16, 4096), (40, 5120))
 """Layers and hidden size of the 4B and 5B, and of the 12B and 13B."""
 
 _OF_DIFFUSION = ("num_steps", "sampler", "guidance", "sigma_max", "sigma_min", "final_sigma", "input_frames_guidance")
-_OF_AUTOREGRESSIVE = ("temperature", "top_p", "top_k", "speculation")
+_OF_AUTOREGRESSIVE = ("temperature", "top_p", "top_k", "speculation", "compile")
 """Fields that one family alone takes."""

@@ -131,6 +131,17 @@ def test_speculation_changes_no_video(model, frames, actions, monkeypatch, specu
     assert drafters[1].num_guesses == guesses  # two heads; the six tokens of a frame
 
 
+def test_compiled_steps_write_the_same(model, frames, actions, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    given = {"first_frames": [frames[:1]], "actions": actions[:, :16], "seeds": [3]}
+    plain, same = (
+        model.generate(["a car"], dataclasses.replace(SAMPLING, compile=way), **given)[0] for way in (False, True)
+    )
+    assert (plain == same).all()
+    assert len(compiled) == 1
+
+
 def test_a_model_without_heads_cannot_guess_by_them(plain_model):
     assert SAMPLING.for_autoregressive(plain_model.config).speculation == "previous_frame"
     with pytest.raises(UserError, match="speculation: got 'medusa'.*no Medusa heads"):
