@@ -259,11 +259,13 @@ class GeneratedVideo(Record):
     final_sigma: str | None = None
     input_frames_guidance: bool = False
     temperature: float | None = None
-    """Of an autoregressive WFM, as all up to `speculation`; None where latents were denoised."""
+    """Of an autoregressive WFM, as all up to `compile`; None where latents were denoised."""
     top_p: float | None = None
     top_k: int | None = None
     speculation: str | None = None
     """How tokens were guessed ahead."""
+    compile: bool = False
+    """Whether decoding steps ran through `torch.compile`."""
     chunk_frames: int | None = None
     """Frames generated at once; None is all."""
     overlap_frames: int = 1
