@@ -233,8 +233,8 @@ def _duplicates_told(clips: list[tuple[known_duplicates.KnownClip, Clip]], confi
         for stage in stages:
             records = [clip.record for _, clip in left]
             if stage == "perceptual":
-                hashed = [i for i, (_, clip) in enumerate(left) if clip.perceptual_hash is not None]
-                hashes = np.stack([left[i][1].perceptual_hash for i in hashed])
+                hashed = [i for i, (_, clip) in enumerate(left) if clip.perceptual_hashes is not None]
+                hashes = np.stack([left[i][1].perceptual_hashes for i in hashed])
                 named = find_look_alikes([records[i] for i in hashed], hashes, config.dedup_hash_distance)
                 pairs = {hashed[worse]: hashed[duplicate.of] for worse, duplicate in named.items()}
             else:
