@@ -23,6 +23,7 @@ SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "fixed_stride")
 MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
 ENCODERS: tuple[str, ...] = ("libx264", "h264_nvenc", "auto")
 X264_PRESETS: tuple[str, ...] = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
+EFFICIENTNET = "efficientnet-lite0"
 STAGES_VERSION = 5
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
@@ -157,8 +158,11 @@ class CurationConfig:
     """Pictures per second of an animated preview of each clip; None makes none."""
     preview_height: int = 240
     """Height of previews in pixels."""
+    embedding_model: str = EFFICIENTNET
+    """What clips are compared by: `efficientnet-lite0`, or Cosmos-Embed1, a folder or a name on the Hugging Face hub
+    such as `nvidia/Cosmos-Embed1-224p`, whose own code is run."""
     embed_frames: int = 4
-    """Frames per clip that the embedding is the mean of."""
+    """Frames per clip that `efficientnet-lite0` looks at; Cosmos-Embed1 takes as many as it was made for."""
     dedup_hash_distance: int = 31
     """Bits of 256 of the perceptual hash up to which two clips look the same; distinct ones differ in 62 and more."""
     dedup_similarity: float = 0.95

@@ -181,9 +181,7 @@ class _Taker:
     def so_far(self) -> DecodedSpan:
         """Returns what was taken, which a decoder that comes back late does not add to."""
         span = self.span
-        return replace(
-            span, frames=list(span.frames), samples=dict(span.samples), codec_motion=dict(span.codec_motion)
-        )
+        return replace(span, frames=list(span.frames), samples=dict(span.samples), codec_motion=dict(span.codec_motion))
 
     def take(self, frame: SourceFrame) -> bool:
         """Takes a frame; says whether the span wants more."""

@@ -25,7 +25,7 @@ from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor,
 from curator_stages.sources import absolute
 from curator_stages.stages.aesthetic import AestheticStage
 from curator_stages.stages.caption import MOST_IN_VAIN, CaptionStage
-from curator_stages.stages.embed import EMBEDDING_DIM, EmbedStage
+from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.overlay_text import OverlayTextStage
@@ -44,6 +44,7 @@ from curator_stages.stages.video_type import VideoTypeStage
 from curator_stages.stages.write import WriteStage
 from curator_stages.summary import CurationSummary, told_by_suffix
 from curator_stages.tasks import ClipSetTask, SpanTask, StoredClip, VideoSpan, empty_clip
+from curator_stages.video_embedders import embedding_dim
 from curator_stages.work import WorkFolder
 from nemo_cosmos.contracts import ClipRecord
 from nemo_cosmos.errors import UserError, user_error
@@ -176,8 +177,8 @@ def curate(
 
     Raises:
         UserError: No video, unknown executor, unavailable captioner or text encoder, a captioner that never answered,
-            full disk, unwritable folder, `dedup_memory_gb` too little for that much video, `dedup_backend` that cannot be
-            used.
+            full disk, unwritable folder, `dedup_memory_gb` too little for that much video, a `dedup_backend` that
+            cannot be used.
     """
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
@@ -201,7 +202,7 @@ def _curated(
     # Clips of full length: how many there will be is known when all is done.
     video_s = sum(s.video.num_frames / s.video.fps for s in spans if s.start_frame == 0 and not s.error)
     num_clips = max(1, int(video_s / config.max_s))
-    check_backend(num_clips, EMBEDDING_DIM, config, simulated=any(span.simulated for span in spans))
+    check_backend(num_clips, embedding_dim(config), config, simulated=any(span.simulated for span in spans))
     reading_s = time.perf_counter() - started
     output = Path(output_dir).resolve()
     work = WorkFolder(output / ".work")
@@ -220,8 +221,8 @@ def _curated(
             _check_done(spans, work)
         if standing and _records(unsettled, work) == before:
             work.mark_finished(run_key)
-            failed = f"{len(unsettled)} of {len(spans)} pieces of video failed as before"
-            _say(f"{output}: nothing new, {failed}, {standing.num_kept} clips stand already", progress)
+            told = f"{len(unsettled)} of {len(spans)} pieces of video failed as before"
+            _say(f"{output}: nothing new, {told}, {standing.num_kept} clips stand already", progress)
             return replace(standing, unchanged=True)
         _run_set(spans, work, str(output), config, reading_s, passed_over)
         work.mark_finished(run_key)

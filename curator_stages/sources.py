@@ -46,8 +46,8 @@ class SourceVideo:
     """Text of the JSON beside it."""
     sidecar_name: str = ""
     described: dict[str, str] = field(default_factory=dict)
-    """What a manifest's row says, some of `DESCRIBING_COLUMNS` and `LENGTH_COLUMNS`; or the text and JSON beside it in a
-    tar."""
+    """What a manifest's row says, some of `DESCRIBING_COLUMNS` and `LENGTH_COLUMNS`; in a tar, the text and JSON beside
+    it."""
     error: str | None = None
     """Why it cannot be read."""
 
@@ -60,7 +60,8 @@ def find_videos(
     Args:
         where: A folder (searched recursively, through links too), a glob (`*`, `**`, `?`, `[...]`), webdataset tars
             (`*` and `{000..127}` allowed), or a manifest with the column `path` (absolute, an address, or relative to
-            the manifest), any of `DESCRIBING_COLUMNS`, and `LENGTH_COLUMNS` where they are known. Without a protocol such as `s3://` it is on this machine.
+            the manifest), any of `DESCRIBING_COLUMNS`, and `LENGTH_COLUMNS` where they are known. Without a protocol
+            such as `s3://` it is on this machine.
         leave_out: A folder on this machine whose files are none of the input.
         passed_over: Is told of files of a folder or glob that are neither videos by their suffix nor sidecars: how many
             there are of each suffix, hidden files left out.

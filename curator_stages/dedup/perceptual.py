@@ -28,7 +28,7 @@ def perceptual_hashes(frames: np.ndarray) -> np.ndarray | None:
         frames: uint8 RGB [T, H, W, 3].
 
     Returns:
-        uint8 [5, 32], 64 bits per frame: of the whole pictures and of `CROPS`; None where a frame shows next to nothing.
+        uint8 [5, 32], 64 bits per frame: of whole pictures and of `CROPS`; None where a frame shows next to nothing.
 
     Source: the pHash of Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2.
     """
@@ -65,7 +65,7 @@ def _middle(picture: np.ndarray, share: float) -> np.ndarray:
 
 
 def close_pairs(hashes: np.ndarray, most_apart: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Finds all pairs of clips of which the whole picture of one, and that or a middle of the other, differ in few bits.
+    """Finds all pairs of clips where the whole picture of one and that, or a middle, of the other differ in few bits.
 
     Of 16 parts of 16 bits, two hashes that differ in at most 31 bits have one part that differs in at most one bit.
 

@@ -20,7 +20,9 @@ def config() -> CurationConfig:
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares tests the start of worker processes, which would know of none of their patches either."""
-    monkeypatch.setattr(pipeline, "make_executor", lambda *given, **how: make_executor(*given, **how | {"apart": False}))
+    monkeypatch.setattr(
+        pipeline, "make_executor", lambda *given, **how: make_executor(*given, **how | {"apart": False})
+    )
 
 
 @pytest.fixture

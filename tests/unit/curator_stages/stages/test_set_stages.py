@@ -25,7 +25,6 @@ from curator_stages.dedup.config import SemanticDedupConfig
 from curator_stages.dedup.embedding_files import EmbeddingFiles
 from curator_stages.dedup.semantic import semantic_dedup
 from curator_stages.stages import write
-from curator_stages.stages.embed import EMBEDDING_DIM
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.report import ReportStage
@@ -119,12 +118,12 @@ def test_clusters_give_what_one_cluster_gives(config: CurationConfig) -> None:
 
 def test_memory_for_comparing_is_a_setting(config: CurationConfig) -> None:
     for clips, least in ((3_400_000, 1.5), (40_000_000, 8.0)):
-        check_memory(clips, EMBEDDING_DIM, replace(config, dedup_memory_gb=least))
+        check_memory(clips, 1280, replace(config, dedup_memory_gb=least))
     with pytest.raises(UserError, match=r"dedup_memory_gb: got 1.5, expected at least 1\.\d+ for 4,000,000 clips"):
-        check_memory(4_000_000, EMBEDDING_DIM, config)
+        check_memory(4_000_000, 1280, config)
     few = [record(f"{i:05d}") for i in range(30_000)]
     with pytest.raises(UserError, match="dedup_memory_gb: got 0.1, .*fewer dedup_clusters"):
-        find_duplicates(few, lambda: [], EMBEDDING_DIM, replace(config, dedup_memory_gb=0.1))
+        find_duplicates(few, lambda: [], 1280, replace(config, dedup_memory_gb=0.1))
 
 
 def test_embeddings_are_written_as_dedup_reads_them(
@@ -340,7 +339,7 @@ def test_report_tells_everything(clips: list[StoredClip], tmp_path: Path, config
         "Funnel",
         "Near-duplicates",
         "similarity 0.990",
-        "the file is empty",
+        '<td class="">e.mp4</td><td class="">the file is empty (0 bytes)</td>',
         "data:image/webp",
         "data:video/mp4",
         "60%",
