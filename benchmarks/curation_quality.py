@@ -223,6 +223,20 @@ def duplicates(args: argparse.Namespace) -> None:
     for change in (*known_duplicates.CHANGES, "all of these"):
         chosen = [pair for pair in clips if change == "all of these" or pair[0].change in ("original", change)]
         print(f"{change:16}" + "".join(f"{told:>24}" for told in _duplicates_told(chosen, config)))
+    print(f"hashes of distinct clips, whole or cropped, differ in {_least_apart(clips)} bits and more")
+
+
+def _least_apart(clips: list[tuple[known_duplicates.KnownClip, Clip]]) -> int:
+    """Returns the smallest distance that `perceptual_dedup` would see between a clip, or a copy, and another's."""
+    hashed = [(known.original, clip.perceptual_hashes) for known, clip in clips if clip.perceptual_hashes is not None]
+    originals = np.array([original for original, _ in hashed])
+    bits = np.unpackbits(np.stack([hashes for _, hashes in hashed]), axis=-1).astype(np.float32)
+    least = bits.shape[-1]
+    for kind in range(bits.shape[1]):
+        both = bits[:, kind] @ bits[:, 0].T
+        apart = bits[:, kind].sum(-1)[:, None] + bits[:, 0].sum(-1) - 2 * both
+        least = min(least, int(apart[originals[:, None] != originals].min()))
+    return least
 
 
 def _duplicates_told(clips: list[tuple[known_duplicates.KnownClip, Clip]], config: CurationConfig) -> Iterator[str]:
