@@ -31,6 +31,8 @@ _KEEP_MEMORY = {
 much as to decode them. What the user has set counts."""
 
 _PARENT_CHECK_S = 0.2
+_END_S = 60.0
+"""For a worker's stages to be torn down, and for a file system to let go of its threads."""
 
 
 class WorkerPool:
@@ -147,11 +149,14 @@ class _Worker:
         return f"its worker {how}, twice" + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
     def end(self, *, at_once: bool) -> None:
-        """Ends the process, after its stages are torn down or at once."""
+        """Ends the process, after its stages are torn down or at once; one that does not end is left to the system."""
         self.connection.close()
         if at_once:
             self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
 
 def _serve(connection: Connection, parent: int) -> None:
