@@ -54,6 +54,10 @@ from nemo_cosmos.text import text_encoder_config, text_encoder_fingerprint
 __all__ = ["EXECUTORS", "CurateClips", "CurationConfig", "CurationSummary", "clips_pipeline", "curate", "load_config"]
 
 
+_MODELS = ("text_encoder", "clip_model", "aesthetic_model", "embedding_model")
+"""Settings that name a folder, or else a model elsewhere."""
+
+
 @dataclass
 class CurateClips(CompositeStage[EmptyTask, SpanTask]):
     """All that is done to one video at a time: read, split, transcode, filter, caption, preview, embed, save."""
@@ -89,7 +93,7 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             SaveSpanStage(output_dir=self.output_dir),
         ]
         # All are to be resident at once on a small machine, where each would else wait for a whole core.
-        share = round(min(1.0, 0.7 * (os.cpu_count() or 1) / len(stages)), 2)
+        share = round(min(1.0, 0.7 * len(os.sched_getaffinity(0)) / len(stages)), 2)
         return [stage.with_(resources=replace(stage.resources, cpus=share)) for stage in stages]
 
 
@@ -144,10 +148,9 @@ def in_process_workers(config: CurationConfig) -> int | None:
 
 
 def with_whole_paths(config: CurationConfig) -> CurationConfig:
-    """Names the folder of a text encoder in full: workers of another machine start in another folder."""
-    if config.text_encoder is None or not Path(config.text_encoder).is_dir():
-        return config
-    return replace(config, text_encoder=str(Path(config.text_encoder).resolve()))
+    """Names folders of models in full: workers of another machine start in another folder."""
+    models = {name: getattr(config, name) for name in _MODELS}
+    return replace(config, **{n: str(Path(m).resolve()) for n, m in models.items() if m and Path(m).is_dir()})
 
 
 def curate(

@@ -232,6 +232,15 @@ def test_a_span_that_kills_its_worker_is_a_row_and_the_rest_goes_on(
     assert "executor" not in curate(tmp_path / "in", tmp_path / "out", config, progress=False).rejected
 
 
+def test_folders_of_models_are_named_in_full(
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "embed1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    whole = pipeline.with_whole_paths(replace(config, embedding_model="models/embed1"))
+    assert whole == replace(config, embedding_model=str(tmp_path / "models" / "embed1"))
+
+
 def test_two_runs_at_once_are_refused(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
     with WorkFolder(tmp_path / "out" / ".work").locked(), pytest.raises(UserError, match="another curation run"):
         curate(videos, tmp_path / "out", config, progress=False)
