@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import CompositeStage, ProcessingStage
@@ -149,8 +150,9 @@ def in_process_workers(config: CurationConfig) -> int | None:
 
 def with_whole_paths(config: CurationConfig) -> CurationConfig:
     """Names folders of models in full: workers of another machine start in another folder."""
-    models = {name: getattr(config, name) for name in _MODELS}
-    return replace(config, **{n: str(Path(m).resolve()) for n, m in models.items() if m and Path(m).is_dir()})
+    models: dict[str, Any] = {name: getattr(config, name) for name in _MODELS}
+    folders: dict[str, Any] = {n: str(Path(m).resolve()) for n, m in models.items() if m and Path(m).is_dir()}
+    return replace(config, **folders)
 
 
 def curate(
