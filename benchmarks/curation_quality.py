@@ -223,6 +223,20 @@ def duplicates(args: argparse.Namespace) -> None:
     for change in (*known_duplicates.CHANGES, "all of these"):
         chosen = [pair for pair in clips if change == "all of these" or pair[0].change in ("original", change)]
         print(f"{change:16}" + "".join(f"{told:>24}" for told in _duplicates_told(chosen, config)))
+    print(f"hashes of distinct clips, whole or cropped, differ in {_least_apart(clips)} bits and more")
+
+
+def _least_apart(clips: list[tuple[known_duplicates.KnownClip, Clip]]) -> int:
+    """Returns the smallest distance that `perceptual_dedup` would see between a clip, or a copy, and another's."""
+    hashed = [(known.original, clip.perceptual_hashes) for known, clip in clips if clip.perceptual_hashes is not None]
+    originals = np.array([original for original, _ in hashed])
+    bits = np.unpackbits(np.stack([hashes for _, hashes in hashed]), axis=-1).astype(np.float32)
+    least = bits.shape[-1]
+    for kind in range(bits.shape[1]):
+        both = bits[:, kind] @ bits[:, 0].T
+        apart = bits[:, kind].sum(-1)[:, None] + bits[:, 0].sum(-1) - 2 * both
+        least = min(least, int(apart[originals[:, None] != originals].min()))
+    return least
 
 
 def _duplicates_told(clips: list[tuple[known_duplicates.KnownClip, Clip]], config: CurationConfig) -> Iterator[str]:
@@ -233,8 +247,8 @@ def _duplicates_told(clips: list[tuple[known_duplicates.KnownClip, Clip]], confi
         for stage in stages:
             records = [clip.record for _, clip in left]
             if stage == "perceptual":
-                hashed = [i for i, (_, clip) in enumerate(left) if clip.perceptual_hash is not None]
-                hashes = np.stack([left[i][1].perceptual_hash for i in hashed])
+                hashed = [i for i, (_, clip) in enumerate(left) if clip.perceptual_hashes is not None]
+                hashes = np.stack([left[i][1].perceptual_hashes for i in hashed])
                 named = find_look_alikes([records[i] for i in hashed], hashes, config.dedup_hash_distance)
                 pairs = {hashed[worse]: hashed[duplicate.of] for worse, duplicate in named.items()}
             else:

@@ -84,6 +84,12 @@ def _cropped(share: float) -> Callable[[np.ndarray], np.ndarray]:
     return changed
 
 
+def _corner(frame: np.ndarray) -> np.ndarray:
+    """Crops at the right and at the bottom only."""
+    height, width = (2 * round(0.9 * side / 2) for side in frame.shape[:2])
+    return frame[:height, :width]
+
+
 def _recoloured(frame: np.ndarray) -> np.ndarray:
     """Warmer, paler and with less contrast."""
     grey = frame.mean(axis=-1, keepdims=True)
@@ -103,7 +109,9 @@ CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
     "recoloured": (_recoloured, 23),
     "cropped to 95%": (_cropped(0.95), 23),
     "cropped to 90%": (_cropped(0.9), 23),
+    "cropped to 85%": (_cropped(0.85), 23),
     "cropped to 80%": (_cropped(0.8), 23),
+    "corner of 90%": (_corner, 23),
     "all three, 90%": (_all, 30),
 }
 """What is done to a frame, and the rate factor of the copy."""

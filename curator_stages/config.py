@@ -7,9 +7,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from curator_stages.buckets import stored_size
+from curator_stages.dedup.config import Backend
 from curator_stages.source_frames import MAX_FPS, MAX_PIXELS
 from curator_stages.video_types import VIDEO_TYPES
 from nemo_cosmos.errors import UserError, user_error
@@ -22,7 +23,8 @@ SHOT_DETECTORS: tuple[str, ...] = ("content", "transnetv2", "fixed_stride")
 MOTION_METHODS: tuple[str, ...] = ("optical_flow", "motion_vectors")
 ENCODERS: tuple[str, ...] = ("libx264", "h264_nvenc", "auto")
 X264_PRESETS: tuple[str, ...] = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
-STAGES_VERSION = 4
+EFFICIENTNET = "efficientnet-lite0"
+STAGES_VERSION = 5
 """Raised when a stage starts to give other results for the same settings, so that cached results are made anew."""
 
 _SET_FIELDS = (
@@ -30,6 +32,7 @@ _SET_FIELDS = (
     "dedup_similarity",
     "dedup_similarity_simulated",
     "dedup_clusters",
+    "dedup_backend",
     "clips_per_shard",
 )
 _NEUTRAL_FIELDS = (
@@ -114,7 +117,8 @@ class CurationConfig:
     """Most frames per second of a source; videos of more are rejected, since memory follows it: up to twice `span_s` of
     frames at the stored size."""
     decode_timeout_s: float = 600.0
-    """Longest time that decoding one span may take, and that opening and probing a file may."""
+    """Longest time that decoding one span may take, and that opening and probing a file may; a single read or call of
+    the decoder that does not return is given up after twice that."""
     motion_method: MotionMethod = "optical_flow"
     """`optical_flow` on stored frames, or `motion_vectors` that come with the source's codec (H.264, MPEG-1, 2 and 4);
     clips without any are measured by optical flow, as their tag tells."""
@@ -154,18 +158,24 @@ class CurationConfig:
     """Pictures per second of an animated preview of each clip; None makes none."""
     preview_height: int = 240
     """Height of previews in pixels."""
+    embedding_model: str = EFFICIENTNET
+    """What clips are compared by: `efficientnet-lite0`, or Cosmos-Embed1, a folder or a name on the Hugging Face hub
+    such as `nvidia/Cosmos-Embed1-224p`, whose own code is run."""
     embed_frames: int = 4
-    """Frames per clip that the embedding is the mean of."""
+    """Frames per clip that `efficientnet-lite0` looks at; Cosmos-Embed1 takes as many as it was made for."""
     dedup_hash_distance: int = 31
-    """Bits of 256 of the perceptual hash up to which two clips look the same; distinct ones differ in 66 and more."""
+    """Bits of 256 of the perceptual hash up to which two clips look the same; distinct ones differ in 62 and more."""
     dedup_similarity: float = 0.95
     """Cosine similarity in (0, 1] from which on two clips are near-duplicates."""
     dedup_similarity_simulated: float = 0.99
     """The same between two simulated clips, whose scenes look alike while their motion differs."""
     dedup_clusters: int | None = None
     """Number of k-means clusters inside which clips are compared; None is the square root of the number of clips."""
+    dedup_backend: Backend = "cpu"
+    """`cpu`, or `gpu`: NeMo-Curator's workflow on cuML, which knows no simulated clips and compares those of a cluster
+    only."""
     dedup_memory_gb: float = 1.5
-    """Most memory for comparing embeddings, in GB; 1.5 is enough for 3.5 million clips, 8 for 40 million."""
+    """Most memory for comparing embeddings on a CPU, in GB; 1.5 is enough for 3.5 million clips, 8 for 40 million."""
     clips_per_shard: int = 256
     """Most clips in one tar."""
     device: str = "cpu"
@@ -253,6 +263,7 @@ _CHOICES = {
     "motion_method": MOTION_METHODS,
     "encoder": ENCODERS,
     "x264_preset": X264_PRESETS,
+    "dedup_backend": get_args(Backend),
 }
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
@@ -23,6 +23,7 @@ from curator_stages.source_frames import (
     source_frames,
 )
 from curator_stages.sources import said_by
+from curator_stages.time_limit import within
 
 SAMPLE_SIDE = 960
 """Longer side in pixels of the largest sample pictures."""
@@ -75,31 +76,36 @@ def probe(
         path: A path, or an address that fsspec knows.
         max_pixels: Largest height x width that will do.
         max_fps: Most frames per second that will do.
-        timeout_s: Longest time for opening the file, and for looking through one whose header tells no length.
+        timeout_s: Longest time for opening the file, and for looking through one whose header tells no length; twice
+            that for one read or the like that does not come back.
 
     Raises:
         UnusableVideoError: The file is empty, corrupt, over a limit or holds no pictures.
     """
     try:
-        with opened(str(path), timeout_s=timeout_s) as container:
-            if not container.streams.video:
-                raise UnusableVideoError("no video stream, only sound or data")
-            stream = container.streams.video[0]
-            if stream.width * stream.height > max_pixels:
-                raise UnusableVideoError(f"frames of {stream.width}x{stream.height} are over {max_pixels:,} pixels")
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-            if fps <= 0:
-                raise UnusableVideoError("the frame rate cannot be told")
-            if fps > max_fps:
-                raise UnusableVideoError(f"{fps:g} frames per second are over {max_fps:g}")
-            length_s = duration_s(container, timeout_s=timeout_s)
-            if length_s > MAX_DURATION_S:
-                raise UnusableVideoError(f"its header tells of {length_s / 3600:,.0f} hours")
-            return VideoInfo(fps=fps, num_frames=round(length_s * fps))
+        return within(2 * timeout_s, lambda: _probed(str(path), max_pixels, max_fps, timeout_s))
     except SourceLimitError as error:
         raise UnusableVideoError(str(error)) from error
     except (av.FFmpegError, UnicodeDecodeError, OSError) as error:
         raise UnusableVideoError(f"cannot be opened as a video ({said_by(error)})") from error
+
+
+def _probed(path: str, max_pixels: int, max_fps: float, timeout_s: float) -> VideoInfo:
+    with opened(path, timeout_s=timeout_s) as container:
+        if not container.streams.video:
+            raise UnusableVideoError("no video stream, only sound or data")
+        stream = container.streams.video[0]
+        if stream.width * stream.height > max_pixels:
+            raise UnusableVideoError(f"frames of {stream.width}x{stream.height} are over {max_pixels:,} pixels")
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        if fps <= 0:
+            raise UnusableVideoError("the frame rate cannot be told")
+        if fps > max_fps:
+            raise UnusableVideoError(f"{fps:g} frames per second are over {max_fps:g}")
+        length_s = duration_s(container, timeout_s=timeout_s)
+        if length_s > MAX_DURATION_S:
+            raise UnusableVideoError(f"its header tells of {length_s / 3600:,.0f} hours")
+        return VideoInfo(fps=fps, num_frames=round(length_s * fps))
 
 
 def decode_span(
@@ -136,8 +142,8 @@ def decode_span(
     choice = size if callable(size) else lambda *_: size
     limits = limits or DecodeLimits()
     taker = _Taker(start_frame, end_frame, choice, most_frames, sample_every)
-    span = taker.span
-    try:
+
+    def decode() -> None:
         with opened(str(path), timeout_s=limits.timeout_s) as container:
             for frame in source_frames(
                 container,
@@ -148,10 +154,16 @@ def decode_span(
             ):
                 if not taker.take(frame):
                     break
+
+    try:
+        # The clocks inside are for opening and for decoding, and stand still while one call does not return.
+        within(2 * limits.timeout_s, decode)
     except (av.FFmpegError, SourceLimitError, OSError) as problem:
+        span = taker.so_far()
         span.error = f"cannot be decoded after frame {start_frame + len(span.frames)} ({said_by(problem)})"
         span.failed = isinstance(problem, OSError)
-    return span
+        return span
+    return taker.span
 
 
 class _Taker:
@@ -165,6 +177,11 @@ class _Taker:
         self._choice, self._stored, self._whole = choice, Scaler(None), Scaler(None)
         self._before: SourceFrame | None = None
         self._shown: SourceFrame | None = None
+
+    def so_far(self) -> DecodedSpan:
+        """Returns what was taken, which a decoder that comes back late does not add to."""
+        span = self.span
+        return replace(span, frames=list(span.frames), samples=dict(span.samples), codec_motion=dict(span.codec_motion))
 
     def take(self, frame: SourceFrame) -> bool:
         """Takes a frame; says whether the span wants more."""

@@ -65,7 +65,7 @@ class InProcessExecutor(BaseExecutor):
             workers = self._num_workers(len(tasks))
             has_pool = workers > 1 or self._apart
             apart = list(itertools.takewhile(lambda stage: stage.batch_size == 1, stages[1:])) if has_pool else []
-            with tqdm(total=len(tasks), desc=stages[0].name, unit="task", disable=not self._progress) as bar:
+            with tqdm(total=len(tasks), desc=_title_of(stages), unit="task", disable=not self._progress) as bar:
                 if apart:
                     tasks = stack.enter_context(WorkerPool(apart, workers, self._on_lost)).run(tasks, bar.update)
                 else:
@@ -90,6 +90,10 @@ def _started(stages: Sequence[ProcessingStage], stack: contextlib.ExitStack) -> 
         stack.callback(adapter.teardown)
         adapters.append(adapter)
     return adapters
+
+
+def _title_of(stages: Sequence[ProcessingStage]) -> str:
+    return " to ".join(dict.fromkeys((stages[0].name, stages[-1].name)))
 
 
 def _flow(adapter: BaseStageAdapter, tasks: Iterable[Task]) -> Iterator[Task]:

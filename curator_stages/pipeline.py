@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from nemo_curator.backends.base import BaseExecutor
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import CompositeStage, ProcessingStage
 from nemo_curator.stages.resources import Resources
@@ -26,7 +26,7 @@ from curator_stages.executor import EXECUTORS, InProcessExecutor, make_executor,
 from curator_stages.sources import absolute
 from curator_stages.stages.aesthetic import AestheticStage
 from curator_stages.stages.caption import MOST_IN_VAIN, CaptionStage
-from curator_stages.stages.embed import EMBEDDING_DIM, EmbedStage
+from curator_stages.stages.embed import EmbedStage
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.motion import MotionFilterStage
 from curator_stages.stages.overlay_text import OverlayTextStage
@@ -36,7 +36,7 @@ from curator_stages.stages.quality import QualityStage
 from curator_stages.stages.reader import VideoReaderStage, check_captions, plan_spans
 from curator_stages.stages.report import ReportStage
 from curator_stages.stages.save_span import SaveSpanStage
-from curator_stages.stages.semantic_dedup import SemanticDedupStage, check_memory
+from curator_stages.stages.semantic_dedup import SemanticDedupStage, check_backend
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.statistics import StatisticsStage
 from curator_stages.stages.text_embed import TextEmbedStage
@@ -45,12 +45,18 @@ from curator_stages.stages.video_type import VideoTypeStage
 from curator_stages.stages.write import WriteStage
 from curator_stages.summary import CurationSummary, told_by_suffix
 from curator_stages.tasks import ClipSetTask, SpanTask, StoredClip, VideoSpan, empty_clip
+from curator_stages.video_embedders import embedding_dim
 from curator_stages.work import WorkFolder
+from nemo_cosmos.contracts import ClipRecord
 from nemo_cosmos.errors import UserError, user_error
 from nemo_cosmos.files import read_json
 from nemo_cosmos.text import text_encoder_config, text_encoder_fingerprint
 
 __all__ = ["EXECUTORS", "CurateClips", "CurationConfig", "CurationSummary", "clips_pipeline", "curate", "load_config"]
+
+
+_MODELS = ("text_encoder", "clip_model", "aesthetic_model", "embedding_model")
+"""Settings that name a folder, or else a model elsewhere."""
 
 
 @dataclass
@@ -88,7 +94,7 @@ class CurateClips(CompositeStage[EmptyTask, SpanTask]):
             SaveSpanStage(output_dir=self.output_dir),
         ]
         # All are to be resident at once on a small machine, where each would else wait for a whole core.
-        share = round(min(1.0, 0.7 * (os.cpu_count() or 1) / len(stages)), 2)
+        share = round(min(1.0, 0.7 * len(os.sched_getaffinity(0)) / len(stages)), 2)
         return [stage.with_(resources=replace(stage.resources, cpus=share)) for stage in stages]
 
 
@@ -143,10 +149,10 @@ def in_process_workers(config: CurationConfig) -> int | None:
 
 
 def with_whole_paths(config: CurationConfig) -> CurationConfig:
-    """Names the folder of a text encoder in full: workers of another machine start in another folder."""
-    if config.text_encoder is None or not Path(config.text_encoder).is_dir():
-        return config
-    return replace(config, text_encoder=str(Path(config.text_encoder).resolve()))
+    """Names folders of models in full: workers of another machine start in another folder."""
+    models: dict[str, Any] = {name: getattr(config, name) for name in _MODELS}
+    folders: dict[str, Any] = {n: str(Path(m).resolve()) for n, m in models.items() if m and Path(m).is_dir()}
+    return replace(config, **folders)
 
 
 def curate(
@@ -161,7 +167,7 @@ def curate(
 
     May be killed at any moment and called again: spans of videos that are done are not done again, and the result is
     the same as without interruption. Spans with clips that failed (not such that a rule rejected) are tried anew. When
-    nothing has changed and nothing failed, nothing is done.
+    nothing has changed, and what failed fails as before, all that stands is left as it is.
 
     Args:
         input_dir: Folder with videos, searched recursively, or a glob, manifest or tars, as `sources.find_videos` takes
@@ -176,7 +182,8 @@ def curate(
 
     Raises:
         UserError: No video, unknown executor, unavailable captioner or text encoder, a captioner that never answered,
-            full disk, unwritable folder, `dedup_memory_gb` too little for that much video.
+            full disk, unwritable folder, `dedup_memory_gb` too little for that much video, a `dedup_backend` that
+            cannot be used.
     """
     if executor not in EXECUTORS:
         raise user_error("executor", executor, f"one of {EXECUTORS}", "Choose one of these.")
@@ -199,21 +206,29 @@ def _curated(
         check_captions(spans)
     # Clips of full length: how many there will be is known when all is done.
     video_s = sum(s.video.num_frames / s.video.fps for s in spans if s.start_frame == 0 and not s.error)
-    check_memory(max(1, int(video_s / config.max_s)), EMBEDDING_DIM, config)
+    num_clips = max(1, int(video_s / config.max_s))
+    check_backend(num_clips, embedding_dim(config), config, simulated=any(span.simulated for span in spans))
     reading_s = time.perf_counter() - started
     output = Path(output_dir).resolve()
     work = WorkFolder(output / ".work")
     run_key = _run_key(spans, config)
     with work.locked(), _quiet_curator():
-        settled = all(work.is_settled(span.key) for span in spans)
-        if settled and work.is_finished(run_key) and (previous := _standing_result(output)):
-            _say(f"{output}: nothing to do, {previous.num_kept} clips stand already", progress)
-            return replace(previous, unchanged=True)
+        unsettled = [span for span in spans if not work.is_settled(span.key)]
+        standing = _standing_result(output) if work.is_finished(run_key) else None
+        if standing and not unsettled:
+            _say(f"{output}: nothing to do, {standing.num_kept} clips stand already", progress)
+            return replace(standing, unchanged=True)
+        before = _records(unsettled, work) if standing else []
         work.mark_unfinished()
         work.prune({span.key for span in spans})
-        if not settled:
+        if unsettled:
             _run_clips(absolute(input_dir), str(output), config, spans, executor, progress)
             _check_done(spans, work)
+        if standing and _records(unsettled, work) == before:
+            work.mark_finished(run_key)
+            told = f"{len(unsettled)} of {len(spans)} pieces of video failed as before"
+            _say(f"{output}: nothing new, {told}, {standing.num_kept} clips stand already", progress)
+            return replace(standing, unchanged=True)
         _run_set(spans, work, str(output), config, reading_s, passed_over)
         work.mark_finished(run_key)
         failed = sum(not work.is_settled(span.key) for span in spans)
@@ -232,8 +247,7 @@ def _run_clips(
     input_dir: str, output_dir: str, config: CurationConfig, spans: list[VideoSpan], executor: str, progress: bool
 ) -> None:
     try:
-        engine = clips_executor(executor, output_dir, config, progress=progress)
-        clips_pipeline(input_dir, output_dir, config, spans).run(engine)
+        run_clips(clips_pipeline(input_dir, output_dir, config, spans), executor, output_dir, config, progress=progress)
     except Exception as error:
         # Ray wraps what a worker raised; the user is to see the one line that the stage wrote.
         if (cause := _user_error_in(error)) is not None and cause is not error:
@@ -241,23 +255,28 @@ def _run_clips(
         raise
 
 
-def clips_executor(executor: str, output_dir: str, config: CurationConfig, *, progress: bool) -> BaseExecutor:
-    """Builds the executor of `clips_pipeline`.
+def run_clips(
+    pipeline: Pipeline, executor: str, output_dir: str, config: CurationConfig, *, progress: bool
+) -> list[Task]:
+    """Runs what `clips_pipeline` gave.
 
     Args:
+        pipeline: The pipeline.
         executor: `in_process`, `ray_data` or `xenna`.
         output_dir: The curated folder, to which spans that kill their worker are written as rejected rows.
         config: Settings.
         progress: Show a progress bar.
 
+    Returns:
+        The spans that were done.
+
     Raises:
         UserError: The executor is unknown.
     """
-    workers = in_process_workers(config)
-    # A span that killed its worker in the run before shall not kill this process.
-    apart = workers is None and WorkFolder(Path(output_dir) / ".work").any_failed()
-    on_lost = functools.partial(record_lost, output_dir)
-    return make_executor(executor, progress=progress, workers=workers, apart=apart, on_lost=on_lost)
+    # Apart from this process even where there is one worker: a file that kills it shall not kill the run.
+    workers, on_lost = in_process_workers(config), functools.partial(record_lost, output_dir)
+    engine = make_executor(executor, progress=progress, workers=workers, apart=True, on_lost=on_lost)
+    return pipeline.run(engine) or []
 
 
 def record_lost(output_dir: str, task: Task, why: str) -> None:
@@ -271,6 +290,11 @@ def record_lost(output_dir: str, task: Task, why: str) -> None:
     assert isinstance(task, SpanTask)
     lost = empty_clip(task.data, "executor", why, failed=True)
     WorkFolder(Path(output_dir) / ".work").write(task.data.key, [lost], {})
+
+
+def _records(spans: list[VideoSpan], work: WorkFolder) -> list[list[ClipRecord]]:
+    """Returns what stands of each span."""
+    return [[clip.record for clip in work.read(span.key)[0]] for span in spans]
 
 
 def _check_done(spans: list[VideoSpan], work: WorkFolder) -> None:
@@ -301,7 +325,7 @@ def _run_set(
     stages = [
         ExactDedupStage(),
         PerceptualDedupStage(config=config),
-        SemanticDedupStage(config=config),
+        SemanticDedupStage(config=config, scratch_dir=str(work.path)),
         WriteStage(output_dir=output_dir, config=config),
         StatisticsStage(output_dir=output_dir),
         ReportStage(output_dir=output_dir, seconds=dict(seconds), passed_over=dict(passed_over)),

@@ -57,6 +57,7 @@ def histograms(records: Sequence[ClipRecord]) -> Figure:
         axes.set_title(name.replace("_", " "), fontsize=9.5)
         axes.tick_params(labelsize=8)
         axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="y", integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(measured) :]:
         axes.set_visible(False)

@@ -43,7 +43,7 @@ class DecodeLimits:
     max_pixels: int = MAX_PIXELS
     """Largest height x width; a frame takes 1.5 to 4 bytes per pixel, several times over for what decoders refer to."""
     timeout_s: float = 600.0
-    """Longest time for decoding one span, and for opening the file before."""
+    """Longest time for decoding one span, and for opening the file before; twice that where one call hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def opened(path: str, *, timeout_s: float) -> Iterator[av.container.InputContain
 
     Args:
         path: The path or address.
-        timeout_s: Longest time for opening; a read that never returns is not cut short.
+        timeout_s: Longest time for opening, as far as reads come back.
 
     Raises:
         TimeoutError: It took longer.

@@ -21,6 +21,8 @@ from nemo_cosmos.video_io import VIDEO_SUFFIXES
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 DESCRIBING_COLUMNS = ("source", "rollout", "split", "caption", "licence")
 """Columns of a manifest, and fields of a tar's JSON, that describe a video."""
+LENGTH_COLUMNS = ("fps", "num_frames")
+"""Columns of a manifest that tell what a video must else be opened for."""
 
 _MAX_TEXT_BYTES = 64 << 20
 """Of a text or JSON beside a video in a tar: an hour of camera poses takes less."""
@@ -44,7 +46,8 @@ class SourceVideo:
     """Text of the JSON beside it."""
     sidecar_name: str = ""
     described: dict[str, str] = field(default_factory=dict)
-    """What a manifest's row, or the text and JSON beside it in a tar, say: some of `DESCRIBING_COLUMNS`."""
+    """What a manifest's row says, some of `DESCRIBING_COLUMNS` and `LENGTH_COLUMNS`; in a tar, the text and JSON beside
+    it."""
     error: str | None = None
     """Why it cannot be read."""
 
@@ -57,7 +60,8 @@ def find_videos(
     Args:
         where: A folder (searched recursively, through links too), a glob (`*`, `**`, `?`, `[...]`), webdataset tars
             (`*` and `{000..127}` allowed), or a manifest with the column `path` (absolute, an address, or relative to
-            the manifest) and any of `DESCRIBING_COLUMNS`. Without a protocol such as `s3://` it is on this machine.
+            the manifest), any of `DESCRIBING_COLUMNS`, and `LENGTH_COLUMNS` where they are known. Without a protocol
+            such as `s3://` it is on this machine.
         leave_out: A folder on this machine whose files are none of the input.
         passed_over: Is told of files of a folder or glob that are neither videos by their suffix nor sidecars: how many
             there are of each suffix, hidden files left out.
@@ -262,7 +266,8 @@ def _in_manifest(files: fsspec.AbstractFileSystem, path: str) -> Iterator[Source
             else _address(files, posixpath.normpath(posixpath.join(folder, told)))
         )
         holder, stripped = _file_system(target) if is_address(target) else (files, files._strip_protocol(target))
-        described = {key: str(row[key]) for key in DESCRIBING_COLUMNS if row.get(key) not in (None, "")}
+        columns = (*DESCRIBING_COLUMNS, *LENGTH_COLUMNS)
+        described = {key: str(row[key]) for key in columns if row.get(key) not in (None, "")}
         yield _found(holder, stripped, _below(stripped, folder), None, described)
 
 
@@ -278,7 +283,8 @@ def _rows(files: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
             if suffix == ".parquet":
                 return parquet.read_table(file).to_pylist()
             # As they stand: a rollout called 0012 is not the number 12.
-            texts = csv.ConvertOptions(column_types=dict.fromkeys((_PATH_COLUMN, *DESCRIBING_COLUMNS), pa.string()))
+            columns = (_PATH_COLUMN, *DESCRIBING_COLUMNS, *LENGTH_COLUMNS)
+            texts = csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
             return csv.read_csv(file, convert_options=texts).to_pylist()
     except (pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error}). Write it again.") from error

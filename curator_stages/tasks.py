@@ -53,8 +53,8 @@ class Clip:
     mp4: bytes | None = None
     thumbnail: bytes | None = None
     """JPEG of the middle frame."""
-    perceptual_hash: np.ndarray | None = None
-    """uint8 [32], as of `dedup.perceptual`."""
+    perceptual_hashes: np.ndarray | None = None
+    """uint8 [5, 32], as of `dedup.perceptual`."""
     embedding: np.ndarray | None = None
     """float32 [D], L2 norm 1."""
     text_states: bytes | None = None

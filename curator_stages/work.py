@@ -36,10 +36,6 @@ class WorkFolder:
         """Says whether the result of a span is there and holds no clip that failed, which the next run tries anew."""
         return self.has(key) and not (self._spans / key / _FAILED).is_file()
 
-    def any_failed(self) -> bool:
-        """Says whether any span is to be tried anew."""
-        return any(self._spans.glob(f"*/{_FAILED}"))
-
     def write(self, key: str, clips: list[Clip], seconds: dict[str, float]) -> None:
         """Stores the clips of a span: all of them or, when killed on the way, none.
 
@@ -58,7 +54,7 @@ class WorkFolder:
                 for suffix, data in files.items():
                     if data is not None:
                         (folder / f"{clip.record.clip_id}{suffix}").write_bytes(data)
-                for suffix, array in ((".npy", clip.embedding), (".hash.npy", clip.perceptual_hash)):
+                for suffix, array in ((".npy", clip.embedding), (".hash.npy", clip.perceptual_hashes)):
                     if array is not None:
                         np.save(folder / f"{clip.record.clip_id}{suffix}", array)
             if any(clip.failed for clip in clips):

@@ -22,11 +22,17 @@ from nemo_curator.tasks import Task
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 """Workers share the cores by tasks."""
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
+    "MALLOC_ARENA_MAX": "1",  # what a thread that decodes took stays there too
+}
 """glibc holds on to what a task's frames took, but for the largest arrays: to give it back and take it anew costs as
 much as to decode them. What the user has set counts."""
 
 _PARENT_CHECK_S = 0.2
+_END_S = 60.0
+"""For a worker's stages to be torn down, and for a file system to let go of its threads."""
 
 
 class WorkerPool:
@@ -43,6 +49,7 @@ class WorkerPool:
             on_lost: Told of a task that killed its worker twice, and why; without it such a task ends the run.
         """
         self._setup = pickle.dumps(list(stages))
+        self._environment = _KEEP_MEMORY | os.environ | (_ONE_THREAD if count > 1 else {})
         self._count, self._on_lost = count, on_lost
         self._workers: list[_Worker] = []
 
@@ -69,9 +76,8 @@ class WorkerPool:
             RuntimeError: A worker died twice on one task, and nobody is to be told.
         """
         queue = collections.deque((task, 0) for task in tasks)
-        self._workers = [_Worker(self._setup) for _ in range(min(self._count, len(queue)))]
-        for worker in self._workers:
-            worker.give(*queue.popleft())
+        for _ in range(min(self._count, len(queue))):
+            self._start().give(*queue.popleft())
         while busy := [worker for worker in self._workers if worker.task is not None]:
             ready = wait([worker.connection for worker in busy])
             for worker in [w for w in busy if w.connection in ready]:
@@ -81,20 +87,22 @@ class WorkerPool:
                     yield from worker.result()
                     done()
                 except (EOFError, ConnectionResetError):
-                    worker = self._replace(worker)
+                    self._workers.remove(worker)
+                    words = worker.last_words()
                     if deaths == 0:
                         queue.appendleft((task, 1))
                     else:
-                        self._lose(task, self._last_words)
+                        self._lose(task, words)
                         done()
+                    if queue:
+                        worker = self._start()
                 if queue:
                     worker.give(*queue.popleft())
 
-    def _replace(self, worker: _Worker) -> _Worker:
-        self._last_words = worker.last_words()
-        fresh = _Worker(self._setup)
-        self._workers[self._workers.index(worker)] = fresh
-        return fresh
+    def _start(self) -> _Worker:
+        worker = _Worker(self._setup, self._environment)
+        self._workers.append(worker)
+        return worker
 
     def _lose(self, task: Task, why: str) -> None:
         if self._on_lost is None:
@@ -105,17 +113,14 @@ class WorkerPool:
 class _Worker:
     """The parent's side of one process."""
 
-    def __init__(self, setup: bytes) -> None:
+    def __init__(self, setup: bytes, environment: dict[str, str]) -> None:
         self.task: tuple[Task, int] | None = None
         self.connection, theirs = multiprocessing.Pipe()
         # Not by `multiprocessing`: that would run the user's main script once more in every process.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "curator_stages.workers", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(),),
-            env=_KEEP_MEMORY
-            | os.environ
-            | _ONE_THREAD
-            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env=environment | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
         theirs.close()
         self.connection.send_bytes(setup)
@@ -144,11 +149,14 @@ class _Worker:
         return f"its worker {how}, twice" + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
     def end(self, *, at_once: bool) -> None:
-        """Ends the process, after its stages are torn down or at once."""
+        """Ends the process, after its stages are torn down or at once; one that does not end is left to the system."""
         self.connection.close()
         if at_once:
             self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
 
 def _serve(connection: Connection, parent: int) -> None:

@@ -50,14 +50,14 @@ def curate_part(
     Raises:
         UserError: There is no video, or the array is not numbered from 0 on.
     """
-    from curator_stages.pipeline import clips_executor, clips_pipeline, with_whole_paths
+    from curator_stages.pipeline import clips_pipeline, run_clips, with_whole_paths
     from curator_stages.sources import absolute
 
     array_place()
     config = with_whole_paths(config)
     output = str(Path(output_dir).resolve())
     pipeline = clips_pipeline(absolute(input_dir), output, config)
-    return len(pipeline.run(clips_executor(executor, output, config, progress=True)) or ())
+    return len(run_clips(pipeline, executor, output, config, progress=True))
 
 
 def tokenize_part(

@@ -14,6 +14,20 @@ _WORKFLOW_CLUSTERS = 1000
 """Least number of clusters that NeMo-Curator's workflow advises for sets that do not fit a GPU."""
 
 
+def check_rapids() -> None:
+    """Refuses the back-end where it cannot run.
+
+    Raises:
+        UserError: RAPIDS (cudf, cuml) is not installed.
+    """
+    try:
+        from nemo_curator.stages.deduplication.semantic import SemanticDeduplicationWorkflow  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"backend: 'gpu' needs RAPIDS ({error}). Install nemo-curator[deduplication_cuda12], or choose `cpu`."
+        ) from error
+
+
 def run_workflow(embeddings: Path, output: Path, config: SemanticDedupConfig) -> None:
     """Fills `output/pairwise_results` with the nearest better embedding of each.
 
@@ -25,13 +39,10 @@ def run_workflow(embeddings: Path, output: Path, config: SemanticDedupConfig) ->
     Raises:
         UserError: RAPIDS (cudf, cuml) is not installed.
     """
-    try:
-        from nemo_curator.stages.deduplication.semantic import SemanticDeduplicationWorkflow
-        from nemo_curator.stages.deduplication.semantic.ranking import RankingStrategy
-    except ImportError as error:
-        raise UserError(
-            f"backend: 'gpu' needs RAPIDS ({error}). Install nemo-curator[deduplication_cuda12], or choose `cpu`."
-        ) from error
+    check_rapids()
+    from nemo_curator.stages.deduplication.semantic import SemanticDeduplicationWorkflow
+    from nemo_curator.stages.deduplication.semantic.ranking import RankingStrategy
+
     files = EmbeddingFiles.open(embeddings)
     count = config.n_clusters or min(len(files.ids), max(_WORKFLOW_CLUSTERS, config.num_clusters(len(files.ids))))
     cache = output / "cache"

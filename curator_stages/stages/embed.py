@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
@@ -13,16 +12,12 @@ from curator_stages.config import CurationConfig
 from curator_stages.faults import failing_alone
 from curator_stages.gpu_shares import network_gpus, with_gpus
 from curator_stages.tasks import ClipsTask
-from curator_stages.threads import one_thread
-from nemo_cosmos.image_features import load_efficientnet, network_input
-
-EMBEDDING_DIM = 1280
-"""Numbers of an embedding."""
+from curator_stages.video_embedders import make_embedder
 
 
 @dataclass
 class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
-    """Embeds clips by EfficientNet-lite0 features, the mean over evenly spaced frames, L2-normalised."""
+    """Embeds clips by the network that `embedding_model` names."""
 
     config: CurationConfig
     name: str = "embed"
@@ -43,23 +38,13 @@ class EmbedStage(ProcessingStage[ClipsTask, ClipsTask]):
 
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
         """Loads the network."""
-        self._network = load_efficientnet(self.config.device)
+        self._embedder = make_embedder(self.config)
 
     def process(self, task: ClipsTask) -> ClipsTask:
         """Embeds the kept clips of one span."""
         for clip in task.kept():
             with failing_alone(clip, self.name):
-                clip.embedding = self._embed(clip.pixels)
+                clip.embedding = self._embedder.embed(clip.pixels)
         for clip in task.data:
             clip.drop_pictures()
         return task
-
-    def _embed(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 [T, H, W, 3] -> float32 [1280], L2 norm 1."""
-        import torch
-
-        chosen = np.unique(np.linspace(0, len(frames) - 1, self.config.embed_frames).round().astype(int))
-        pixels = network_input(frames[chosen]).to(self.config.device)
-        with one_thread(), torch.inference_mode():
-            features = self._network.extract_features(pixels).mean((0, 2, 3))
-        return (features / features.norm()).cpu().numpy()

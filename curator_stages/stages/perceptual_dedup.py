@@ -10,7 +10,7 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.config import CurationConfig
 from curator_stages.dedup.clips import Duplicate, LookAlikeRules, mark_duplicates, ranks_of
-from curator_stages.dedup.perceptual import BITS, close_pairs, perceptual_hash
+from curator_stages.dedup.perceptual import BITS, close_pairs, perceptual_hashes
 from curator_stages.faults import failing_alone
 from curator_stages.tasks import ClipSetTask, ClipsTask
 from nemo_cosmos.contracts import ClipRecord
@@ -20,7 +20,7 @@ _NONE = np.iinfo(np.int64).max
 
 @dataclass
 class PerceptualHashStage(ProcessingStage[ClipsTask, ClipsTask]):
-    """Gives each clip its perceptual hash."""
+    """Gives each clip its perceptual hashes."""
 
     name: str = "perceptual_hash"
     resources: Resources = field(default_factory=Resources)
@@ -38,13 +38,13 @@ class PerceptualHashStage(ProcessingStage[ClipsTask, ClipsTask]):
         """Hashes the kept clips of one span."""
         for clip in task.kept():
             with failing_alone(clip, self.name):
-                clip.perceptual_hash = perceptual_hash(clip.pixels)
+                clip.perceptual_hashes = perceptual_hashes(clip.pixels)
         return task
 
 
 @dataclass
 class PerceptualDedupStage(ProcessingStage[ClipSetTask, ClipSetTask]):
-    """Rejects clips whose hash is close to a better one's.
+    """Rejects clips whose hash is close to a better one's, or one of whose middle is to the whole of the other.
 
     Clips of one video are not compared, since a still camera sees almost the same all the time; nor are simulated
     ones, whose scenes look alike, unless they show the same part of one rollout.
@@ -82,7 +82,7 @@ def find_look_alikes(records: list[ClipRecord], hashes: np.ndarray, most_apart: 
 
     Args:
         records: Clips, N.
-        hashes: uint8 [N, 32].
+        hashes: uint8 [N, K, 32], as of `perceptual_hashes`.
         most_apart: Largest distance in bits.
 
     Returns:

@@ -19,7 +19,8 @@ from curator_stages.conditions import is_simulated, problem_with
 from curator_stages.config import CurationConfig
 from curator_stages.decode import UnusableVideoError, VideoInfo, probe
 from curator_stages.faults import reason_of
-from curator_stages.sources import SourceVideo, find_videos
+from curator_stages.source_frames import MAX_DURATION_S
+from curator_stages.sources import LENGTH_COLUMNS, SourceVideo, find_videos
 from curator_stages.tasks import SpanTask, VideoSpan
 from curator_stages.work import WorkFolder
 from nemo_cosmos.contracts import CaptionWindow, RawVideo, Split
@@ -93,7 +94,7 @@ def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> l
     video, info, error = _stand_in(found, config.heldout_percent), None, found.error
     if error is None:
         try:
-            info = probe(
+            info = _told_info(found, config.max_source_fps) or probe(
                 found.path,
                 max_pixels=config.max_source_pixels,
                 max_fps=config.max_source_fps,
@@ -119,6 +120,24 @@ def _spans_of(found: SourceVideo, config: CurationConfig, fingerprint: str) -> l
         )
         for start, end, max_clips in borders
     ]
+
+
+def _told_info(found: SourceVideo, max_fps: float) -> VideoInfo | None:
+    """Returns what a manifest tells of a video, which then need not be opened, or None.
+
+    Raises:
+        UnusableVideoError: It tells what cannot be.
+    """
+    told = [found.described.get(name) for name in LENGTH_COLUMNS]
+    if None in told:
+        return None
+    try:
+        fps, num_frames = (float(value or "") for value in told)
+        if not 0 < fps <= max_fps or not 1 <= num_frames <= MAX_DURATION_S * fps:
+            raise ValueError("out of range")
+    except ValueError as error:
+        raise UnusableVideoError(f"its row tells of fps {told[0]} and num_frames {told[1]} ({error})") from error
+    return VideoInfo(fps=fps, num_frames=int(num_frames))
 
 
 def _borders(info: VideoInfo, config: CurationConfig) -> list[tuple[int, int | None, int | None]]:

@@ -151,13 +151,17 @@ def _add_statistics(page: Page, records: list[ClipRecord]) -> None:
 
 
 def _add_decision(page: Page, title: str, clips: list[StoredClip]) -> None:
-    """Adds pictures of some clips that met the same decision, and a few of them as videos."""
+    """Adds pictures of some clips that met the same decision, a few of them as videos, and names those without."""
     if not clips:
         return
     page.section(title)
     pictured = [c for c in clips if c.file(".jpg").is_file()]
+    if unseen := [c for c in clips if not c.file(".jpg").is_file()]:
+        some = _spread(unseen, _MOST_THUMBNAILS)
+        page.text(f"{len(unseen)} without a picture" + (f", {len(some)} of them:" if len(some) < len(unseen) else ":"))
+        page.table(["video", "reason"], [[c.record.source_video, c.record.rejected_reason] for c in some])
     if not pictured:
-        page.text(f"{len(clips)} clips, of which no frame could be shown: the table above tells why.")
+        return
     page.gallery([(_picture(c), _label(c)) for c in _spread(pictured, _MOST_THUMBNAILS)], min_width_px=180)
     playable = [c for c in pictured if c.file(".mp4").is_file() and c.file(".mp4").stat().st_size < _MOST_SAMPLE_BYTES]
     if playable:

@@ -12,9 +12,8 @@ from nemo_curator.stages.resources import Resources
 
 from curator_stages.buckets import bucket_of
 from curator_stages.config import CurationConfig
-from curator_stages.dedup.embedding_files import write_embedding_files
 from curator_stages.manifest import MANIFEST, write_manifest
-from curator_stages.stages.semantic_dedup import StoredEmbeddings
+from curator_stages.stages.semantic_dedup import write_embeddings
 from curator_stages.tasks import ClipSetTask, StoredClip
 from nemo_cosmos.contracts import Split
 from nemo_cosmos.energon_metadata import ENERGON_FOLDER, write_energon_metadata, write_tar_index
@@ -64,7 +63,7 @@ class WriteStage(ProcessingStage[ClipSetTask, ClipSetTask]):
                 num_clips[clips[0].record.split][shard] = len(clips)
             write_energon_metadata(aside, num_clips)
             _write_previews(aside / _PREVIEWS, task.data)
-            _write_embeddings(aside / _EMBEDDINGS, task.data)
+            write_embeddings(aside / _EMBEDDINGS, task.data)
             write_manifest(aside / MANIFEST, [c.record for c in task.data])
         _replace_set(fresh, output)
         return task
@@ -119,20 +118,6 @@ def _write_previews(folder: Path, clips: list[StoredClip]) -> None:
         folder.mkdir()
     for preview in previews:
         shutil.copyfile(preview, folder / preview.name)
-
-
-def _write_embeddings(folder: Path, clips: list[StoredClip]) -> None:
-    """Writes the embeddings of all clips that came to deduplication, as `nemo-cosmos dedup` reads them."""
-    embedded = [c for c in clips if c.file(".npy").is_file()]
-    if embedded:
-        records = [c.record for c in embedded]
-        write_embedding_files(
-            folder,
-            ids=[r.clip_id for r in records],
-            pixels=[r.scores["source_height"] * r.scores["source_width"] for r in records],
-            durations_s=[r.num_frames / r.fps for r in records],
-            batches=StoredEmbeddings([c.file(".npy") for c in embedded]),
-        )
 
 
 def _replace_set(fresh: Path, output: Path) -> None:

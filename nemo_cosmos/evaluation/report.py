@@ -236,7 +236,7 @@ def _total_s(summary: QuickstartSummary) -> float:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    """Writes a time, with spaces that no line is broken at."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
+    told = f"{seconds:.1f} s" if seconds < 60 else f"{minutes} min {rest:02d} s"
+    return told.replace(" ", "\N{NO-BREAK SPACE}")

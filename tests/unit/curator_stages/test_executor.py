@@ -13,6 +13,7 @@ from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.tasks import EmptyTask, Task
 
+from curator_stages import workers
 from curator_stages.config import CurationConfig
 from curator_stages.executor import InProcessExecutor, make_executor, ray_over_allocation
 from curator_stages.pipeline import CurateClips, in_process_workers
@@ -124,6 +125,14 @@ def test_a_single_worker_may_be_a_process_of_its_own() -> None:
     assert result.process not in (0, os.getpid())
 
 
+def test_a_worker_that_does_not_end_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_END_S", 0.5)
+    started = time.monotonic()
+    (result,) = Pipeline(name="p", stages=[Numbers(1), Tell(ends_after_s=300)]).run(InProcessExecutor(apart=True))
+    assert time.monotonic() - started < 200
+    _wait_until(lambda: not _alive(result.process))
+
+
 def test_a_worker_that_dies_is_replaced_and_its_task_told(tmp_path: Path) -> None:
     lost: list[tuple[int, str]] = []
     executor = InProcessExecutor(workers=2, on_lost=lambda task, why: lost.append((task.data, why)))
@@ -210,12 +219,12 @@ def test_ray_is_started_over_a_slurm_allocation(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("captioner", "device", "workers"),
+    ("captioner", "device", "expected"),
     [("none", "cpu", None), ("openai:m", "cpu", None), ("transformers:m", "cpu", 1), ("none", "cuda", 1)],
 )
-def test_models_are_held_once(captioner: str, device: str, workers: int | None) -> None:
+def test_models_are_held_once(captioner: str, device: str, expected: int | None) -> None:
     config = CurationConfig(captioner=captioner, device=device)
-    assert in_process_workers(config) == workers
+    assert in_process_workers(config) == expected
 
 
 @pytest.mark.parametrize(("captioner", "spans"), [("none", 1), ("openai:m", 1), ("transformers:m", 4), ("vllm:m", 4)])

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import io
 import os
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from av.container import InputContainer
 
 from curator_stages import decode as decoding
 from curator_stages import source_frames
@@ -22,7 +25,7 @@ from curator_stages.decode import DecodedSpan, UnusableVideoError, decode_span, 
 from curator_stages.executor import InProcessExecutor
 from curator_stages.faults import failing_alone
 from curator_stages.pipeline import curate
-from curator_stages.source_frames import DecodeLimits
+from curator_stages.source_frames import DecodeLimits, SourceFrame
 from curator_stages.stages import quality
 from curator_stages.stages.reader import plan_spans
 from curator_stages.stages.shot_split import ShotSplitStage
@@ -195,6 +198,7 @@ def test_rates_and_lengths_that_nobody_films_at_are_refused(tmp_path: Path, conf
 def test_opening_ends_in_time(tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_video(tmp_path / "v.mp4", frames, fps=10).read_bytes()
     monkeypatch.setattr(fsspec, "open", lambda *_: contextlib.closing(io.BytesIO(data)))
+    monkeypatch.setattr(decoding, "within", lambda _, work: work())  # this is of the clocks inside
     assert probe("far://v.mp4").num_frames == 20
     for late in ("far://v.mp4", tmp_path / "v.mp4"):
         with pytest.raises(UnusableVideoError, match="opening took longer than 1e-09 s"):
@@ -221,6 +225,30 @@ def test_decoding_ends_in_time(tmp_path: Path, frames: np.ndarray, monkeypatch: 
     monkeypatch.setattr(source_frames.time, "monotonic", lambda: float(next(clock)))
     decoded = decode(path, limits=DecodeLimits(timeout_s=5))
     assert len(decoded.frames) < 20 and "took longer than 5 s" in decoded.error
+
+
+def test_a_call_that_never_returns_is_given_up(
+    tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")  # to open it waits for somebody who writes
+    with pytest.raises(UnusableVideoError, match="nothing came back for 0.2 s"):
+        probe(tmp_path / "pipe.mp4", timeout_s=0.1)
+    path, released = write_video(tmp_path / "v.mp4", frames, fps=10), threading.Event()
+    source_frames_of = decoding.source_frames
+
+    def stalling(*given: object, **options: object) -> Iterator[SourceFrame]:
+        for number, frame in enumerate(source_frames_of(*given, **options)):
+            assert number < 5 or released.wait(60)
+            yield frame
+
+    monkeypatch.setattr(decoding, "source_frames", stalling)
+    before = set(threading.enumerate())
+    decoded = decode(path, limits=DecodeLimits(timeout_s=0.5), sample_every=1)
+    assert decoded.error == "cannot be decoded after frame 5 (nothing came back for 1 s)" and decoded.failed
+    released.set()
+    for late in set(threading.enumerate()) - before:
+        late.join()
+    assert len(decoded.frames) == len(decoded.samples) == 5  # and not what came late
 
 
 @pytest.mark.parametrize("jump", [False, True], ids=["long", "jump"])
@@ -252,7 +280,7 @@ def write_wrong_files(folder: Path) -> Path:
     faulty_files.write(folder / "gap.mkv", shots[places], container="matroska", times_ms=times, options={"bf": "0"})
     os.mkfifo(folder / "pipe.mp4")
     write_video(folder / "locked" / "v.mp4", frames, fps=10)
-    for name, seed in (("flaky", 6), ("odd", 7)):
+    for name, seed in (("flaky", 6), ("odd", 7), ("stuck", 8)):
         write_video(folder / f"{name}.mp4", moving_texture(20, seed=seed, height=64, width=96), fps=10)
     return folder
 
@@ -268,12 +296,16 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
 
-    opened, scores_of = decoding.opened, quality._scores_of
+    opened, source_frames_of, scores_of = decoding.opened, decoding.source_frames, quality._scores_of
 
     def out_of_reach(path: str, **options: object) -> object:
         if path.endswith("flaky.mp4"):
             raise OSError(errno.EIO, "Input/output error")
         return opened(path, **options)
+
+    def stuck(container: InputContainer, **options: object) -> Iterator[SourceFrame]:
+        assert not container.name.endswith("stuck.mp4") or threading.Event().wait(60)
+        return source_frames_of(container, **options)
 
     def failing(clip: Clip) -> dict[str, float]:
         if clip.record.source_video == "odd.mp4":
@@ -282,9 +314,10 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
 
     monkeypatch.setattr(os, "scandir", refusing)
     monkeypatch.setattr(decoding, "opened", out_of_reach)
+    monkeypatch.setattr(decoding, "source_frames", stuck)
     monkeypatch.setattr(quality, "_scores_of", failing)
     monkeypatch.setattr(InProcessExecutor, "_num_workers", lambda *_: 1)  # other processes would know of none of these
-    config = replace(config, max_source_pixels=100_000)
+    config = replace(config, max_source_pixels=100_000, decode_timeout_s=1.5)
     curate(folder, tmp_path / "out", config, progress=False)
     assert "odd.mp4: quality failed" in caplog.text and "in failing" in caplog.text  # with its traceback
     rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
@@ -304,6 +337,7 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
         "locked/": "the folder cannot be read (Permission denied)",
         "flaky.mp4": "cannot be opened as a video (Input/output error)",
         "odd.mp4": "ValueError: a picture of no kind",
+        "stuck.mp4": "cannot be decoded after frame 0 (nothing came back for 3 s)",
     }.items():
         assert part in reasons.pop(name)
     assert not reasons
@@ -312,7 +346,7 @@ def test_what_is_wrong_becomes_a_row_and_the_rest_goes_on(
     again = curate(folder, tmp_path / "out", config, progress=False)
     rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
     told = {row["source_video"]: row for row in rows}
-    assert all(told[name]["rejected_by"] in (None, "semantic_dedup") for name in ("flaky.mp4", "odd.mp4"))
+    assert all(told[name]["rejected_by"] in (None, "semantic_dedup") for name in ("flaky.mp4", "odd.mp4", "stuck.mp4"))
     assert again.rejected["read"] == 5 and "quality" not in again.rejected
     assert curate(folder, tmp_path / "out", config, progress=False).unchanged
 

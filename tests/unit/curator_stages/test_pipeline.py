@@ -14,8 +14,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from curator_stages import pipeline
 from curator_stages.captioning.captioner import Answer, CaptionError, CaptionRequest
 from curator_stages.config import CurationConfig
+from curator_stages.executor import make_executor
 from curator_stages.pipeline import curate
 from curator_stages.stages.caption import CaptionStage
 from curator_stages.stages.save_span import SaveSpanStage
@@ -209,19 +211,34 @@ def test_what_a_ray_worker_raised_is_unwrapped(
 
 
 def test_a_span_that_kills_its_worker_is_a_row_and_the_rest_goes_on(
-    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for name, seed in (("deadly", 1), ("good", 2)):
         write_video(tmp_path / "in" / f"{name}.mp4", moving_texture(20, seed=seed), fps=10)
     config = replace(config, captioner="tests.unit.curator_stages.worker_stages:DeadlyCaptioner", caption_spans=1)
-    monkeypatch.setattr("curator_stages.pipeline.in_process_workers", lambda _: 2)
+    monkeypatch.setattr(pipeline, "make_executor", make_executor)  # a worker process, as it is outside tests
     monkeypatch.setenv("DEADLY_CLIP", clip_id_of("deadly.mp4", 0, 20))
     summary = curate(tmp_path / "in", tmp_path / "out", config, progress=False)
     assert (summary.num_kept, summary.rejected) == (1, {"executor": 1})
     rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
     reasons = {row["source_video"]: row["rejected_reason"] for row in rows}
     assert reasons == {"deadly.mp4": "its worker was killed by SIGKILL, twice (out of memory?)", "good.mp4": None}
-    assert WorkFolder(tmp_path / "out" / ".work").any_failed()  # the next run tries it anew, as test_array_jobs shows
+    # The next run tries it anew; where it fails as before, nothing is new.
+    written = (tmp_path / "out" / "manifest.parquet").stat().st_mtime_ns
+    assert curate(tmp_path / "in", tmp_path / "out", config) == replace(summary, unchanged=True)
+    assert "nothing new, 1 of 2 pieces of video failed as before, 1 clips stand already" in capsys.readouterr().err
+    assert (tmp_path / "out" / "manifest.parquet").stat().st_mtime_ns == written
+    monkeypatch.delenv("DEADLY_CLIP")
+    assert "executor" not in curate(tmp_path / "in", tmp_path / "out", config, progress=False).rejected
+
+
+def test_folders_of_models_are_named_in_full(
+    tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "embed1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    whole = pipeline.with_whole_paths(replace(config, embedding_model="models/embed1"))
+    assert whole == replace(config, embedding_model=str(tmp_path / "models" / "embed1"))
 
 
 def test_two_runs_at_once_are_refused(videos: Path, tmp_path: Path, config: CurationConfig) -> None:
@@ -242,6 +259,7 @@ def test_unwritable_output_is_a_user_error(videos: Path, tmp_path: Path, config:
         ({"captioner": "vila"}, "in_process", "captioner"),
         ({"captioner": "simulator"}, "in_process", "beach.mp4"),
         ({"dedup_memory_gb": 0.001}, "in_process", "dedup_memory_gb"),
+        ({"dedup_backend": "gpu"}, "in_process", "'gpu' needs RAPIDS"),
     ],
 )
 def test_what_cannot_run_is_refused_before_any_work(

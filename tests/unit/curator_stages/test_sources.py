@@ -17,8 +17,10 @@ import pytest
 
 from curator_stages import sources
 from curator_stages.config import CurationConfig
+from curator_stages.decode import probe
 from curator_stages.pipeline import curate
 from curator_stages.sources import find_videos
+from curator_stages.stages import reader
 from curator_stages.stages.reader import VideoReaderStage, plan_spans
 from curator_stages.stages.shot_split import ShotSplitStage
 from curator_stages.stages.transcode import encode_h264
@@ -104,6 +106,23 @@ def test_manifest_names_and_describes_videos(
     assert spans["sub/b.mp4"].video.source == "sub" and not spans["sub/b.mp4"].video.captions
     assert spans["gone.mp4"].error == "cannot be read (No such file or directory)"
     assert number_of_frames(spans["a.mp4"], config) == 12
+
+
+def test_a_manifest_that_tells_lengths_spares_opening_the_videos(
+    tmp_path: Path, movies: list[bytes], config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.mp4").write_bytes(movies[0])
+    rows = "path,fps,num_frames\na.mp4,10.0,12\nb.mp4,,12\nc.mp4,1000,12\nd.mp4,ten,12\n"
+    (tmp_path / "list.csv").write_text(rows)
+    opened: list[str] = []
+    monkeypatch.setattr(reader, "probe", lambda path, **how: opened.append(Path(path).name) or probe(path, **how))
+    spans = plan(tmp_path / "list.csv", config)
+    assert opened == ["b.mp4"]
+    assert [(spans[f"{name}.mp4"].video.fps, spans[f"{name}.mp4"].video.num_frames) for name in "ab"] == [(10, 12)] * 2
+    assert number_of_frames(spans["a.mp4"], config) == 12
+    assert spans["c.mp4"].error == "its row tells of fps 1000 and num_frames 12 (out of range)"
+    assert "its row tells of fps ten and num_frames 12 (could not convert" in spans["d.mp4"].error
 
 
 def test_manifest_without_paths_is_a_user_error(tmp_path: Path, config: CurationConfig) -> None:

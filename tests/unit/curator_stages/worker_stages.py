@@ -47,6 +47,7 @@ class Tell(ProcessingStage[Number, Number]):
     dies_once_at: int | None = None
     fails_at: int | None = None
     sleep_s: float = 0.05
+    ends_after_s: float = 0.0
     name: str = "tell"
 
     def setup(self, _: WorkerMetadata | None = None) -> None:
@@ -63,6 +64,9 @@ class Tell(ProcessingStage[Number, Number]):
         time.sleep(self.sleep_s)
         task.process = os.getpid()
         return task
+
+    def teardown(self) -> None:
+        time.sleep(self.ends_after_s)
 
     def _first_time(self) -> bool:
         mark = Path(self.folder, "died")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 
 def clustered(count: int, dim: int, *, seed: int, topics: int = 12) -> np.ndarray:
@@ -53,3 +58,30 @@ def write_embeddings(
         }
         pq.write_table(pa.table(columns), folder / f"{start:05d}.parquet")
     return folder
+
+
+def stand_in_workflow(monkeypatch: pytest.MonkeyPatch, pairs: Sequence[tuple[str, str, float]]) -> dict[str, Any]:
+    """Puts a workflow in the place of NeMo-Curator's, which needs RAPIDS: it writes these pairs as that one would.
+
+    Returns:
+        What it will have been given.
+    """
+    given: dict[str, Any] = {}
+
+    class Workflow:
+        def __init__(self, **values: object) -> None:
+            given.update(values)
+
+        def run(self) -> None:
+            target = Path(given["cache_path"]) / "pairwise_results"
+            target.mkdir(parents=True)
+            ids, others, similarities = zip(*pairs, strict=True)
+            table = pa.table({"id": ids, "max_id": others, "cosine_sim_score": pa.array(similarities)})
+            pq.write_table(table, target / "cluster_0.parquet")
+
+    ranking = types.SimpleNamespace(RankingStrategy=lambda columns, ascending: (columns, ascending))
+    package = "nemo_curator.stages.deduplication.semantic"
+    fake = types.SimpleNamespace(SemanticDeduplicationWorkflow=Workflow, __path__=[])
+    monkeypatch.setitem(sys.modules, package, fake)
+    monkeypatch.setitem(sys.modules, f"{package}.ranking", ranking)
+    return given

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator_stages.dedup.perceptual import close_pairs, perceptual_hash
+from curator_stages.dedup.perceptual import close_pairs, perceptual_hashes
 from curator_stages.stages.perceptual_dedup import find_look_alikes
 from curator_stages.stages.transcode import encode_h264
 from nemo_cosmos.video_io import read_video
@@ -26,7 +26,16 @@ def test_pairs_are_those_of_brute_force(seed: int, most_apart: int) -> None:
         bits[copy, rng.permutation(256)[: rng.integers(0, 41)]] ^= 1
     apart = (bits[:, None] != bits).sum(-1)
     expected = {(i, j, int(apart[i, j])) for i in range(60) for j in range(i + 1, 60) if apart[i, j] <= most_apart}
-    pairs = close_pairs(np.packbits(bits, axis=1), most_apart)
+    # A second kind of hash, of the middles, is held against the first one of others and not against its own kind.
+    middles = np.roll(bits, 7, axis=0)
+    to_middles = (middles[:, None] != bits).sum(-1)
+    expected |= {
+        (min(i, j), max(i, j), int(to_middles[i, j]))
+        for i in range(60)
+        for j in range(60)
+        if i != j and to_middles[i, j] <= most_apart
+    }
+    pairs = close_pairs(np.stack([np.packbits(kind, axis=1) for kind in (bits, middles)], axis=1), most_apart)
     assert {pair for some in pairs for pair in zip(*(part.tolist() for part in some), strict=True)} == expected
 
 
@@ -36,7 +45,7 @@ def bikes() -> np.ndarray:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> int:
-    return int(np.unpackbits(perceptual_hash(a) ^ perceptual_hash(b)).sum())
+    return int(np.unpackbits(perceptual_hashes(a)[0] ^ perceptual_hashes(b)[0]).sum())
 
 
 @pytest.mark.parametrize("change", ["encoded", "smaller", "brighter", "grey"])
@@ -57,12 +66,19 @@ def test_another_video_and_another_time_look_different(bikes: np.ndarray) -> Non
     assert distance(bikes, np.stack(real_frames("bikes", 120, 168, size=128))) > 30
 
 
+@pytest.mark.parametrize("share", [0.95, 0.9, 0.8, 0.75])
+def test_a_cropped_copy_looks_like_the_middle(bikes: np.ndarray, share: float) -> None:
+    edge = round(128 * (1 - share) / 2)
+    whole, cropped = perceptual_hashes(bikes), perceptual_hashes(bikes[:, edge : 128 - edge, edge : 128 - edge])
+    assert min(int(np.unpackbits(own ^ cropped[0]).sum()) for own in whole) <= 31
+
+
 def test_a_dark_clip_has_no_hash(bikes: np.ndarray) -> None:
-    assert perceptual_hash(bikes // 64) is None
+    assert perceptual_hashes(bikes // 64) is None
 
 
 def test_the_better_copy_is_kept_and_one_video_is_not_compared_with_itself() -> None:
-    same = np.zeros((5, 32), np.uint8)
+    same = np.zeros((5, 2, 32), np.uint8)
     same[4] = 255
     records = [record("a", pixels=50), record("b", pixels=200), record("c"), record("d", pixels=90), record("e")]
     records[3] = type(records[3])(**vars(records[3]) | {"source_video": "b.mp4"})
@@ -76,7 +92,7 @@ def test_many_clips_that_all_look_alike_take_little_time() -> None:
     count = 2000
     records = [record(f"{i:04d}") for i in range(count)]
     started = time.process_time()
-    found = find_look_alikes(records, np.zeros((count, 32), np.uint8), 31)
+    found = find_look_alikes(records, np.zeros((count, 4, 32), np.uint8), 31)
     # 0.2 s; comparing pair by pair in Python takes 10 s.
     assert time.process_time() - started < 3
     assert {row: duplicate.of for row, duplicate in found.items()} == dict.fromkeys(range(1, count), 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from curator_stages.dedup import results
 from curator_stages.dedup.config import SemanticDedupConfig
 from curator_stages.dedup.semantic import semantic_dedup
 from nemo_cosmos.errors import UserError
-from tests.unit.curator_stages.dedup.embeddings import brute_force, clustered, write_embeddings
+from tests.unit.curator_stages.dedup.embeddings import brute_force, clustered, stand_in_workflow, write_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -115,24 +114,7 @@ def test_missing_libraries_are_told(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_gpu_backend_hands_nemo_curators_workflow_its_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workflow itself needs RAPIDS; here stands one that records what it is given and writes as it does."""
-    given: dict = {}
-
-    class Workflow:
-        def __init__(self, **values: object) -> None:
-            given.update(values)
-
-        def run(self) -> None:
-            target = Path(given["cache_path"]) / "pairwise_results"
-            target.mkdir(parents=True)
-            rows = {"id": ["a", "b", "c"], "max_id": ["a", "a", "b"], "cosine_sim_score": pa.array([0, 0.995, 0.5])}
-            pq.write_table(pa.table(rows), target / "cluster_0.parquet")
-
-    ranking = types.SimpleNamespace(RankingStrategy=lambda columns, ascending: (columns, ascending))
-    package = "nemo_curator.stages.deduplication.semantic"
-    fake = types.SimpleNamespace(SemanticDeduplicationWorkflow=Workflow, __path__=[])
-    monkeypatch.setitem(sys.modules, package, fake)
-    monkeypatch.setitem(sys.modules, f"{package}.ranking", ranking)
+    given = stand_in_workflow(monkeypatch, [("a", "a", 0.0), ("b", "a", 0.995), ("c", "b", 0.5)])
     result = semantic_dedup(folder, folder.parent / "out", SemanticDedupConfig(backend="gpu", n_clusters=3))
     assert pq.read_table(result.duplicates).to_pydict()["id"] == ["b"]
     assert not any(line.complete for line in result.summary)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,6 @@ from curator_stages.dedup.config import SemanticDedupConfig
 from curator_stages.dedup.embedding_files import EmbeddingFiles
 from curator_stages.dedup.semantic import semantic_dedup
 from curator_stages.stages import write
-from curator_stages.stages.embed import EMBEDDING_DIM
 from curator_stages.stages.exact_dedup import ExactDedupStage
 from curator_stages.stages.preview import PreviewStage
 from curator_stages.stages.report import ReportStage
@@ -36,6 +36,7 @@ from curator_stages.tasks import ClipSetTask, StoredClip
 from nemo_cosmos.contracts import CaptionWindow, ClipRecord, Conditions
 from nemo_cosmos.errors import UserError
 from nemo_cosmos.video_io import read_video
+from tests.unit.curator_stages.dedup.embeddings import stand_in_workflow
 from tests.unit.curator_stages.samples import moving_texture
 from tests.unit.energon_prepared import assert_prepared_as_by_energon
 
@@ -117,12 +118,12 @@ def test_clusters_give_what_one_cluster_gives(config: CurationConfig) -> None:
 
 def test_memory_for_comparing_is_a_setting(config: CurationConfig) -> None:
     for clips, least in ((3_400_000, 1.5), (40_000_000, 8.0)):
-        check_memory(clips, EMBEDDING_DIM, replace(config, dedup_memory_gb=least))
+        check_memory(clips, 1280, replace(config, dedup_memory_gb=least))
     with pytest.raises(UserError, match=r"dedup_memory_gb: got 1.5, expected at least 1\.\d+ for 4,000,000 clips"):
-        check_memory(4_000_000, EMBEDDING_DIM, config)
+        check_memory(4_000_000, 1280, config)
     few = [record(f"{i:05d}") for i in range(30_000)]
     with pytest.raises(UserError, match="dedup_memory_gb: got 0.1, .*fewer dedup_clusters"):
-        find_duplicates(few, lambda: [], EMBEDDING_DIM, replace(config, dedup_memory_gb=0.1))
+        find_duplicates(few, lambda: [], 1280, replace(config, dedup_memory_gb=0.1))
 
 
 def test_embeddings_are_written_as_dedup_reads_them(
@@ -139,6 +140,25 @@ def test_embeddings_are_written_as_dedup_reads_them(
         tmp_path / "out" / "embeddings", tmp_path / "dedup", SemanticDedupConfig(eps_to_extract=0.05)
     )
     assert pq.read_table(result.duplicates).to_pydict()["id"] == ["a"]
+
+
+def test_gpu_back_end_marks_what_nemo_curators_workflow_finds(
+    clips: list[StoredClip], tmp_path: Path, config: CurationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = SemanticDedupStage(config=replace(config, dedup_backend="gpu"), scratch_dir=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "nemo_curator.stages.deduplication.semantic", None)
+    with pytest.raises(UserError, match="'gpu' needs RAPIDS"):
+        stage.process(ClipSetTask(dataset_name="clips", data=clips))
+    there = set(tmp_path.iterdir())
+    given = stand_in_workflow(monkeypatch, [("b", "b", 0.0), ("a", "b", 0.96), ("c", "a", 0.94), ("d", "a", 0.2)])
+    done = stage.process(ClipSetTask(dataset_name="clips", data=list(clips))).data
+    assert Path(given["input_path"][0]).is_relative_to(tmp_path) and set(tmp_path.iterdir()) == there
+    rejected = {c.record.clip_id: c.record for c in done if c.record.rejected_by == "semantic_dedup"}
+    assert list(rejected) == ["a"] and rejected["a"].tags == ("duplicate_of:b",)
+    assert rejected["a"].rejected_reason == "near-duplicate of b (cosine similarity 0.9600)"
+    simulated = StoredClip(record=record("a", rollout="x"), folder=clips[0].folder)
+    with pytest.raises(UserError, match="dedup_backend: got 'gpu', expected cpu for clips with actions"):
+        stage.process(ClipSetTask(dataset_name="clips", data=[simulated, *clips[1:]]))
 
 
 def test_same_pictures_are_found_by_their_bytes(clips: list[StoredClip]) -> None:
@@ -319,7 +339,7 @@ def test_report_tells_everything(clips: list[StoredClip], tmp_path: Path, config
         "Funnel",
         "Near-duplicates",
         "similarity 0.990",
-        "the file is empty",
+        '<td class="">e.mp4</td><td class="">the file is empty (0 bytes)</td>',
         "data:image/webp",
         "data:video/mp4",
         "60%",
