@@ -1,12 +1,12 @@
-"""The published 7B diffusion transformer on one GPU: a layer's training step beside diffusers', and a sampler's step.
+"""The published 7B diffusion transformer on one GPU: a layer beside diffusers', and a sampler's step.
 
     python -m benchmarks.dit_gpu                       # 10,240 and 56,320 tokens
     python -m benchmarks.dit_gpu --tokens 10240 --rounds 3
 
-A layer is what three layers take more than one, halved, forward and backward in bf16; weights are random, and diffusers
-has the same. `MFU` is the share of the FLOP/s that the best large bf16 matrix product reached in the same process, with
-operations counted by formula. A sampler's step is the whole network, on the prompt and on the negative one in one
-batch, and the integrator.
+A layer is what three layers take more than one, halved, forward and backward in bf16, gradients added to those before;
+weights are random, and diffusers has the same, with its own choice of attention. `MFU` is the share of the FLOP/s that
+the best large bf16 matrix product reached in the same process, with operations counted by formula. A sampler's step is
+the whole network, on the prompt and on the negative one in one batch, and the integrator.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LATENTS = {10_240: (8, 64, 80), 56_320: (16, 88, 160)}
 """T, H, W by tokens: 57 frames of 512 x 640 pixels and 121 of 704 x 1280, as the first two stages of training."""
 TEXT_TOKENS = 512
 FEW, MORE = 1, 3
-"""Layers."""
+"""Layers of the two networks whose times are subtracted."""
 LEVELS = (10.0, 5.0, 2.0, 1.0)
 """Of noise, between which a run of the sampler has three steps."""
 
@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device")
-    with startup.initialize() as device:
+    with startup.initialize():
         peak = matmul_flops_per_s(torch.bfloat16)
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; bf16 product {peak / 1e12:.0f} TFLOP/s")
         print(f"{'':30}{'ours ms':>9}{'diffusers ms':>14}{'ratio':>7}{'MFU':>6}{'peak GiB':>10}")
@@ -56,7 +56,7 @@ def main() -> None:
             compare_layer(tokens, args.rounds, peak)
         network = randomized(config_of(num_layers=None)).eval()
         for tokens in args.tokens:
-            time_sampler(network, tokens, peak, device)
+            time_sampler(network, tokens, args.rounds, peak)
 
 
 def config_of(num_layers: int | None) -> DiTConfig:
@@ -66,11 +66,14 @@ def config_of(num_layers: int | None) -> DiTConfig:
 
 
 def randomized(config: DiTConfig) -> CosmosDiT:
-    """The network with small random weights, since many start at zero."""
+    """The network with small random matrices, since many start at zero."""
     model = CosmosDiT(dataclasses.replace(config, perform_initialization=False)).cuda()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.5 * parameter.shape[-1] ** -0.5) if parameter.ndim == 2 else parameter.fill_(1.0)
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.5 * parameter.shape[-1] ** -0.5)
+            else:
+                parameter.fill_(1.0)
     return model
 
 
@@ -146,7 +149,7 @@ def twin_of(ours: CosmosDiT) -> nn.Module:
 
 
 @torch.inference_mode()
-def time_sampler(network: CosmosDiT, tokens: int, peak: float, device: torch.device) -> None:
+def time_sampler(network: CosmosDiT, tokens: int, rounds: int, peak: float) -> None:
     """Prints the row of a sampler's step."""
     latent, _, text = inputs_of(tokens)
     mask = torch.zeros_like(latent[:, :1])
@@ -166,7 +169,7 @@ def time_sampler(network: CosmosDiT, tokens: int, peak: float, device: torch.dev
     def run() -> None:
         sample_euler(denoise, noise, sigmas)
 
-    taken, used = alternate({"ours": run}, rounds=1)["ours"]
+    taken, used = alternate({"ours": run}, rounds)["ours"]
     step = taken / (len(LEVELS) - 1)
     operations = forward_flops(network.config, LATENTS[tokens], text_length=TEXT_TOKENS, num_samples=2)
     print(

@@ -259,7 +259,7 @@ class GeneratedVideo(Record):
     final_sigma: str | None = None
     input_frames_guidance: bool = False
     temperature: float | None = None
-    """Of an autoregressive WFM, as all up to `compile`; None where latents were denoised."""
+    """Of an autoregressive WFM, as all up to `compile`; unset where latents were denoised."""
     top_p: float | None = None
     top_k: int | None = None
     speculation: str | None = None

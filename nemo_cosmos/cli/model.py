@@ -154,7 +154,7 @@ def generate(
     ] = None,
     compile: Annotated[  # noqa: A002 - the flag's name
         bool,
-        typer.Option(help="Autoregressive: run steps through torch.compile, on GPUs in CUDA graphs; minutes at first."),
+        typer.Option(help="Autoregressive: run steps through torch.compile, on GPUs in CUDA graphs."),
     ] = False,
     chunk_frames: Annotated[
         int | None,

@@ -59,7 +59,7 @@ class SamplingConfig:
     speculation: Speculation | None = None
     """How tokens are guessed ahead: by the frame before, where nothing else is said."""
     compile: bool = False
-    """Whether decoding steps run through `torch.compile`, on GPUs in CUDA graphs; the first takes minutes."""
+    """Whether decoding steps run through `torch.compile`, on GPUs in CUDA graphs; building them takes minutes."""
     chunk_frames: int | None = None
     """Frames generated at once; a longer video is generated chunk by chunk. A diffusion WFM generates all at once where
     this is None, an autoregressive one as many as it was trained on."""

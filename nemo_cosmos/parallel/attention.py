@@ -34,13 +34,14 @@ from nemo_cosmos.parallel.tokens import AutogradContext, all_gather_first_axis, 
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 _EXCHANGES = ("a2a", "all_gather", "p2p")
-_KERNELS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
-"""Of CUDA devices, the fastest first; torch's own order begins with the second. What one cannot do, the next does."""
+_KERNELS = {
+    SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled,
+    SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled,
+    SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled,
+    SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled,
+}
+"""Of CUDA devices, as fast as they were on an H100 with heads of 128 channels, and whether torch may use them. Its own
+order begins with the second. What one cannot do, the next does."""
 
 
 class SDPACoreAttention(MegatronModule):
@@ -193,7 +194,7 @@ class SDPACoreAttention(MegatronModule):
         if causal and query.shape[0] != key.shape[0]:
             shape = (query.shape[0], key.shape[0])
             mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(key.shape[0] - query.shape[0])
-        with sdpa_kernel(_KERNELS, set_priority=True) if query.is_cuda else contextlib.nullcontext():
+        with _fastest_first() if query.is_cuda else contextlib.nullcontext():
             out = functional.scaled_dot_product_attention(
                 rearrange(query, "s B N H -> B N s H"),
                 rearrange(key, "l B N H -> B N l H"),
@@ -204,6 +205,10 @@ class SDPACoreAttention(MegatronModule):
                 scale=self.softmax_scale,
             )
         return rearrange(out, "B N s H -> s B (N H)")
+
+
+def _fastest_first() -> contextlib.AbstractContextManager[None]:
+    return sdpa_kernel([kernel for kernel, is_enabled in _KERNELS.items() if is_enabled()], set_priority=True)
 
 
 def tokens_from_heads(x_sBNH: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

@@ -34,7 +34,7 @@ _MOST_KEPT_SCORES = 2**27
 """Most scores, of all heads and clips of one call, that are kept for the way back: 256 MiB for each of a model's calls.
 `recompute_modules=["core_attn"]` keeps none."""
 _SUMMED = 64
-"""Powers that are added up before the sum is rounded to bfloat16."""
+"""So many powers are added up before the sum is rounded to bfloat16."""
 _LARGEST_POWER = 80.0
 """Sums of so large powers of two, and small gradients over them, are still numbers in float32 and bfloat16."""
 
@@ -147,7 +147,7 @@ def _blocks(num_queries: int, num_keys: int) -> list[slice]:
 def _attend(
     powers: _Powers, value_Hl: torch.Tensor, out_sH: torch.Tensor, total_s: torch.Tensor
 ) -> Iterator[torch.Tensor]:
-    """Fills `out_sH` and `total_s`, the sums of the powers; gives each block of powers."""
+    """Gives each block of powers; once all are taken `out_sH`, and `total_s`, the sums of the powers, are filled."""
     summed_Hs = out_sH.new_empty(out_sH.shape[::-1])  # products are faster with both factors as they lie
     for queries in _blocks(len(out_sH), value_Hl.shape[1]):
         powers_li = powers.of(queries)
@@ -160,7 +160,8 @@ def _attend(
 def _sums(powers_li: torch.Tensor) -> torch.Tensor:
     """Sums over the keys, float32 [i]. To sum bfloat16 in float32 torch would first write all of it in float32.
 
-    It adds up in float32 and rounds what comes out: so few numbers go into each sum that roundings even out.
+    It adds up in float32 and rounds what comes out. With many keys there are many such sums, whose roundings even out;
+    with few the result is as exact as one number of bfloat16.
     """
     whole = len(powers_li) // _SUMMED * _SUMMED
     parts = [powers_li[:whole].unflatten(0, (-1, _SUMMED)).sum(dim=1), powers_li[whole:].sum(dim=0, keepdim=True)]

@@ -2,7 +2,7 @@
 
 Megatron-core names CUDA in places where it means "the device of this rank". `enable()` cures exactly the places
 below and `disable()` puts everything back; nothing in `torch` itself stays changed. Where CUDA is available `enable()`
-raises: there Megatron must run as it was written.
+raises: there Megatron must run as it was written, but for what `enable_torch_adam()` cures.
 
 Three remedies are used:
 
@@ -345,14 +345,18 @@ def enable_torch_adam() -> None:
 
     Megatron takes that Adam where neither TransformerEngine nor Apex is installed, on a GPU too, where all else is left
     as it is. Calling it again changes nothing.
+
+    Raises:
+        UserError: As `enable`, of Megatron's version.
     """
+    check_megatron_version()
     for module, name, make in _ADAM_FUNCTIONS:
         if f"megatron.core.{module}:{name}" not in _patches.applied:
             _patches.set(f"megatron.core.{module}", name, make)
 
 
 def disable() -> None:
-    """Puts every patched place back; without a preceding `enable` it does nothing."""
+    """Puts every patched place back; where nothing is patched it does nothing."""
     _patches.undo()
 
 

@@ -80,7 +80,8 @@ def default_trainer(
         context_parallel_size=cp,
         sequence_parallel=sp,
         fsdp=fsdp,
-        ddp=_ddp_config(overlap=on_gpu and fsdp is None and devices * num_nodes > 1),
+        # Where no rank shares weights with another there is nothing to be exchanged meanwhile.
+        ddp=_ddp_config(overlap=on_gpu and fsdp is None and devices * num_nodes > tp * pp),
         ckpt_async_save=async_save,
         # The chunks of one rank hold copies of some weights; Megatron's parallel way would write such a weight twice.
         ckpt_parallel_save=vp is None,

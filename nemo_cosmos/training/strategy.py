@@ -46,15 +46,24 @@ def _wrapping_by(wrapper: type[nn.Module]) -> Iterator[None]:
         megatron_parallel.DDP = ddp
 
 
-def _between_waits(run: Callable[[], None]) -> Callable[[], None]:
-    """The same, once the GPU has done all that was asked of it, and until it has done this."""
+@contextlib.contextmanager
+def _waiting_for_the_gpu(parallel: megatron_parallel.MegatronParallel) -> Iterator[None]:
+    """While open, models are wrapped once the GPU has done all that was asked of it, and it is waited for.
+
+    NeMo wraps on a stream of its own, which waits for no weight to be there and is not waited for.
+    """
+    init_ddp = parallel.init_ddp
 
     def wrapped() -> None:
         torch.cuda.synchronize()
-        run()
+        init_ddp()
         torch.cuda.synchronize()
 
-    return wrapped
+    parallel.init_ddp = wrapped
+    try:
+        yield
+    finally:
+        del parallel.init_ddp  # the class has its own
 
 
 class CosmosMegatronStrategy(nl.MegatronStrategy):
@@ -63,6 +72,8 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
     What differs from NeMo's:
 
     - Without CUDA, Megatron is prepared for the CPU (`nemo_cosmos.parallel.cpu`) and ranks talk over gloo.
+    - On a GPU the wrap for Megatron's DDP waits for the weights, and PyTorch's Adam, which Megatron takes where neither
+      TransformerEngine nor Apex is installed, saves and loads its states.
     - Metrics are logged from where they are, not pinned and copied to "cuda".
     - Every step is seeded from `seed` and the step's number, so a resumed run draws what an uninterrupted one would.
     - A layout that does not fit the number of ranks is refused before any weight is allocated. So are latents that do
@@ -172,10 +183,9 @@ class CosmosMegatronStrategy(nl.MegatronStrategy):
 
     def init_model_parallel(self) -> None:
         """Shards the weights, or wraps the model for Megatron's DDP, so that its optimizer's states can be saved."""
-        if self.root_device.type == "cuda":
-            # NeMo wraps on a stream of its own, which waits for no weight to be there and is not waited for.
-            self.megatron_parallel.init_ddp = _between_waits(self.megatron_parallel.init_ddp)
-        with _wrapping_by(FullyShardedDataParallel if self.fsdp else megatron_parallel.DDP):
+        on_gpu = self.root_device.type == "cuda"
+        waiting = _waiting_for_the_gpu(self.megatron_parallel) if on_gpu else contextlib.nullcontext()
+        with waiting, _wrapping_by(FullyShardedDataParallel if self.fsdp else megatron_parallel.DDP):
             super().init_model_parallel()
         # Megatron's reshardable checkpoints gather a buffer without its buckets' padding, and then look parameters up
         # where they stand with it: states of all but the first bucket would go to the wrong parameters.

@@ -39,3 +39,9 @@ def test_published_sizes_sample_as_the_reference_does_unless_told_otherwise():
 def test_impossible_values_are_refused(values):
     with pytest.raises(UserError, match=next(iter(values)).split("_")[0]):
         SamplingConfig(**values)
+
+
+@pytest.mark.parametrize("values", [{"top_k": 5}, {"speculation": "none"}, {"compile": True}])
+def test_a_diffusion_wfm_takes_nothing_that_concerns_tokens(values):
+    with pytest.raises(UserError, match=f"{next(iter(values))}.*draws no tokens"):
+        SamplingConfig(**values).for_diffusion(diffusion_tiny())

@@ -61,9 +61,15 @@ def test_attention_refuses_what_it_cannot_do(one_rank: None) -> None:
 
 def test_backend_by_name() -> None:
     assert get_backend("torch").name == "torch"
-    assert get_backend("auto").name == ("te" if torch.cuda.is_available() else "torch")
     with pytest.raises(UserError, match="'auto', 'torch' or 'te'"):
         get_backend("jax")
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_a_machine_without_transformer_engine_takes_torch(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert get_backend("auto").name == "torch"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is not None, reason="TransformerEngine is installed")
