@@ -68,7 +68,7 @@ def compare(dtype: torch.dtype, num_tokens: int, rounds: int, label: str) -> Non
     peak = gemm_peak(dtype)
     with torch.inference_mode():
         difference = (run_ours() - run_theirs()).abs().max().item()
-    # Not by torch's counter: our forward pass was slower by a third in a process that had run it under that.
+    # By formula, as training counts them: torch's own counter knows the attention of GPUs alone.
     flops = training_flops(ours.config, (FRAMES, side, side), text_length=TEXT_TOKENS, num_samples=1)
     passes: dict[str, tuple[Callable[[Callable[[], Tensor], nn.Module], object], float]] = {
         "forward": (forward, flops / 3),
